@@ -1,0 +1,1 @@
+"""The dataflow IR: types, operations, graphs, files, execution. Imports nothing of refquant."""

@@ -1,0 +1,86 @@
+"""The machine whose bits are meant: engine, instruction set and thread count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from refquant.ir.errors import VerifyError
+
+
+class Engine(StrEnum):
+    """Which back end's numerics is reproduced (``torch.backends.quantized.engine``)."""
+
+    FBGEMM = "fbgemm"
+    QNNPACK = "qnnpack"
+    ONEDNN = "onednn"
+    X86 = "x86"
+
+
+class Isa(StrEnum):
+    """Which vector instructions torch's kernels use; see ``docs/targets.md``."""
+
+    AVX512_VNNI = "avx512_vnni"
+    AVX512 = "avx512"
+    AVX2 = "avx2"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that is reproduced.
+
+    torch's bits depend on more than the formula: on the engine, on the vector width and on how
+    many threads split a tensor.
+
+    Parameters
+    ----------
+    engine : Engine or str
+        Back end of the int8 operators.
+    isa : Isa or str
+        ``avx512_vnni`` and ``avx512`` differ in fbgemm's saturation only; ``default`` is
+        torch without vector kernels (``ATEN_CPU_CAPABILITY=default``).
+    threads : int, >= 1
+        ``torch.get_num_threads()``; it moves the scalar tails of pointwise kernels above
+        32,768 elements.
+
+    Examples
+    --------
+    >>> print(Target("fbgemm"))
+    fbgemm/avx512_vnni/threads=1
+    >>> Target.parse("fbgemm/avx2/threads=4").isa
+    <Isa.AVX2: 'avx2'>
+    """
+
+    engine: Engine = Engine.FBGEMM
+    isa: Isa = Isa.AVX512_VNNI
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for field, kind in (("engine", Engine), ("isa", Isa)):
+            value = getattr(self, field)
+            try:
+                object.__setattr__(self, field, kind(value))
+            except ValueError:
+                accepted = ", ".join(kind)
+                raise VerifyError(f"target: {field} {value!r} is not one of {accepted}") from None
+        if self.threads < 1:
+            raise VerifyError(f"target: threads must be >= 1, got {self.threads}")
+
+    @property
+    def fused_multiply_add(self) -> bool:
+        """Whether ATen's vector kernels contract ``a * b + c`` into one rounding."""
+        return self.isa is not Isa.DEFAULT
+
+    def __str__(self) -> str:
+        return f"{self.engine}/{self.isa}/threads={self.threads}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read what ``str`` prints; parts after the engine may be left out."""
+        engine, *rest = text.split("/")
+        isa = rest[0] if rest else Isa.AVX512_VNNI
+        threads = rest[1].removeprefix("threads=") if len(rest) > 1 else "1"
+        if len(rest) > 2 or not threads.isdecimal():
+            raise VerifyError(f"target: expected engine/isa/threads=n, got {text!r}")
+        return cls(Engine(engine) if engine in set(Engine) else engine, isa, int(threads))  # type: ignore[arg-type]

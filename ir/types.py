@@ -1,0 +1,302 @@
+"""Types of values: dtype, shape (symbolic in the batch) and quantization parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from refquant.ir.errors import VerifyError
+
+
+@dataclass(frozen=True)
+class DType:
+    """An element type, named as in torch.
+
+    Parameters
+    ----------
+    name : str
+        torch's name without ``torch.``, such as ``quint8``.
+    storage : numpy.dtype
+        What an array of this type holds. ``quint4x2`` stores one value per byte.
+    quant_min, quant_max : int or None
+        Range of the quantized values; None where the type is not quantized.
+    """
+
+    name: str
+    storage: np.dtype[Any]
+    quant_min: int | None = None
+    quant_max: int | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values of this type carry a scale and a zero point."""
+        return self.quant_min is not None
+
+    @property
+    def is_floating_point(self) -> bool:
+        """Whether the type is a float (bfloat16 and float16 included)."""
+        return not self.is_quantized and self.name.startswith(("float", "bfloat"))
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """``(quant_min, quant_max)`` of a quantized type.
+
+        Raises
+        ------
+        VerifyError
+            If the type is not quantized.
+        """
+        if self.quant_min is None or self.quant_max is None:
+            raise VerifyError(f"{self.name} is not a quantized dtype")
+        return self.quant_min, self.quant_max
+
+    def __repr__(self) -> str:
+        return f"refquant.{self.name}"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+float64 = DType("float64", np.dtype(np.float64))
+float32 = DType("float32", np.dtype(np.float32))
+float16 = DType("float16", np.dtype(np.float16))
+bfloat16 = DType("bfloat16", np.dtype(ml_dtypes.bfloat16))
+int64 = DType("int64", np.dtype(np.int64))
+int32 = DType("int32", np.dtype(np.int32))
+int16 = DType("int16", np.dtype(np.int16))
+int8 = DType("int8", np.dtype(np.int8))
+uint16 = DType("uint16", np.dtype(np.uint16))
+uint8 = DType("uint8", np.dtype(np.uint8))
+bool_ = DType("bool", np.dtype(np.bool_))
+quint8 = DType("quint8", np.dtype(np.uint8), 0, 255)
+qint8 = DType("qint8", np.dtype(np.int8), -128, 127)
+qint32 = DType("qint32", np.dtype(np.int32), -(2**31), 2**31 - 1)
+quint4x2 = DType("quint4x2", np.dtype(np.uint8), 0, 15)
+
+DTYPES: dict[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        *(float64, float32, float16, bfloat16),
+        *(int64, int32, int16, int8, uint16, uint8, bool_),
+        *(quint8, qint8, qint32, quint4x2),
+    )
+}
+_PLAIN = {dtype.storage: dtype for dtype in DTYPES.values() if not dtype.is_quantized}
+
+
+def dtype_of(array: np.ndarray[Any, Any]) -> DType:
+    """Return the plain (not quantized) dtype of an array.
+
+    Raises
+    ------
+    VerifyError
+        If torch has no such element type.
+
+    Examples
+    --------
+    >>> dtype_of(np.zeros(3, np.float32))
+    refquant.float32
+    """
+    try:
+        return _PLAIN[array.dtype]
+    except KeyError:
+        accepted = ", ".join(d.name for d in _PLAIN.values())
+        raise VerifyError(f"array dtype {array.dtype} is not supported; use {accepted}") from None
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A symbolic length: ``factor`` times the batch size named ``symbol``.
+
+    Arithmetic gives a ``Dim`` where the result is again such a multiple and otherwise raises
+    ``VerifyError``, so shape arithmetic is either exact for every batch size or refused.
+
+    Examples
+    --------
+    >>> 3 * Dim("N")
+    Dim(symbol='N', factor=3)
+    >>> str(3 * Dim("N")), (6 * Dim("N")) // 2 == 3 * Dim("N")
+    ('3*N', True)
+    """
+
+    symbol: str
+    factor: int = 1
+
+    def bind(self, sizes: dict[str, int]) -> int:
+        """Return the length where ``sizes`` gives each symbol a value."""
+        return self.factor * sizes[self.symbol]
+
+    def __str__(self) -> str:
+        return self.symbol if self.factor == 1 else f"{self.factor}*{self.symbol}"
+
+    def _refuse(self, operation: str, other: object) -> VerifyError:
+        return VerifyError(f"{self} {operation} {other} is not a multiple of {self.symbol}")
+
+    def __add__(self, other: Size) -> Size:
+        if isinstance(other, Dim) and other.symbol == self.symbol:
+            return Dim(self.symbol, self.factor + other.factor)
+        if other == 0:
+            return self
+        raise self._refuse("+", other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Size) -> Size:
+        if isinstance(other, Dim) and other.symbol == self.symbol:
+            factor = self.factor - other.factor
+            return Dim(self.symbol, factor) if factor else 0
+        if other == 0:
+            return self
+        raise self._refuse("-", other)
+
+    def __mul__(self, other: int) -> Size:
+        if isinstance(other, int):
+            return Dim(self.symbol, self.factor * other) if other else 0
+        raise self._refuse("*", other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Size) -> Size:
+        if isinstance(other, Dim):
+            if other.symbol == self.symbol and self.factor % other.factor == 0:
+                return self.factor // other.factor
+        elif other and self.factor % other == 0:
+            return Dim(self.symbol, self.factor // other)
+        raise self._refuse("//", other)
+
+
+Size = int | Dim
+Shape = tuple[Size, ...]
+
+
+def element_count(shape: Shape) -> Size:
+    """Return the product of all lengths.
+
+    Examples
+    --------
+    >>> str(element_count((Dim("N"), 3, 4)))
+    '12*N'
+    """
+    symbolic = [size for size in shape if isinstance(size, Dim)]
+    if len(symbolic) > 1:
+        raise VerifyError(f"shape {format_shape(shape)} has more than one symbolic length")
+    known = prod(size for size in shape if isinstance(size, int))
+    return symbolic[0] * known if symbolic else known
+
+
+def format_shape(shape: Shape) -> str:
+    """Return ``[N, 3, 4]``."""
+    return f"[{', '.join(map(str, shape))}]"
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Quantization parameters: ``real = scale * (q - zero_point)``.
+
+    Parameters
+    ----------
+    scale : float or tuple of float
+        Real size of one step; a tuple has one entry per channel or group.
+    zero_point : int, or tuple of int or float
+        The quantized value that stands for 0.0.
+    axis : int or None
+        The channel axis; None means one scale for the whole tensor.
+    group_size : int or None
+        With it, each run of ``group_size`` elements along ``axis`` has its own entry, and the
+        entries are in row-major order of the groups.
+
+    Examples
+    --------
+    >>> str(QParams(0.5, 128)), str(QParams((0.5, 0.25), (0, 0), axis=0))
+    ('<0.5:128>', '<axis=0 0.5:0 0.25:0>')
+    """
+
+    scale: float | tuple[float, ...]
+    zero_point: int | tuple[int | float, ...]
+    axis: int | None = None
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        per_channel = isinstance(self.scale, tuple)
+        if per_channel != isinstance(self.zero_point, tuple) or per_channel != (
+            self.axis is not None
+        ):
+            raise VerifyError(
+                "qparams: per channel needs a tuple of scales, a tuple of zero points and an "
+                "axis; per tensor needs one scale, one zero point and no axis"
+            )
+        if self.group_size is not None and (self.axis is None or self.group_size < 1):
+            raise VerifyError("qparams: group_size must be >= 1 and needs an axis")
+        if isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
+            n, m = len(self.scale), len(self.zero_point)
+            if n != m:
+                raise VerifyError(f"qparams: {n} scales but {m} zero points")
+
+    def __str__(self) -> str:
+        if isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
+            pairs = " ".join(
+                f"{s!r}:{z!r}" for s, z in zip(self.scale, self.zero_point, strict=True)
+            )
+            group = "" if self.group_size is None else f" group={self.group_size}"
+            return f"<axis={self.axis}{group} {pairs}>"
+        return f"<{self.scale!r}:{self.zero_point!r}>"
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Dtype, shape and, where the dtype is quantized, quantization parameters.
+
+    Examples
+    --------
+    >>> print(TensorType(quint8, (Dim("N"), 16, 8, 8), QParams(0.5, 128)))
+    quint8<0.5:128>[N, 16, 8, 8]
+    """
+
+    dtype: DType
+    shape: Shape
+    qparams: QParams | None = None
+
+    def __post_init__(self) -> None:
+        if self.qparams is None:
+            return
+        if not self.dtype.is_quantized:
+            raise VerifyError(f"{self.dtype} cannot have quantization parameters")
+        axis, scale = self.qparams.axis, self.qparams.scale
+        if axis is None or not isinstance(scale, tuple):
+            return
+        if not 0 <= axis < len(self.shape):
+            raise VerifyError(f"qparams: axis {axis} is outside {format_shape(self.shape)}")
+        if self.qparams.group_size is None and self.shape[axis] != len(scale):
+            raise VerifyError(
+                f"qparams: {len(scale)} scales for axis {axis} of {format_shape(self.shape)}"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def per_tensor(self) -> tuple[float, int]:
+        """Return ``(scale, zero_point)``.
+
+        Raises
+        ------
+        VerifyError
+            If the value is not quantized per tensor.
+        """
+        q = self.qparams
+        if q is None or not isinstance(q.scale, float) or not isinstance(q.zero_point, int):
+            raise VerifyError(f"expected a value quantized per tensor, got {self}")
+        return q.scale, q.zero_point
+
+    def with_shape(self, shape: Shape) -> TensorType:
+        """Return the type with another shape."""
+        return TensorType(self.dtype, shape, self.qparams)
+
+    def __str__(self) -> str:
+        qparams = "" if self.qparams is None else str(self.qparams)
+        return f"{self.dtype}{qparams}{format_shape(self.shape)}"

@@ -1,0 +1,92 @@
+"""Memory formats: torch's rules for the strides of tensors, on NumPy arrays.
+
+Values keep torch's logical shape (N, C, H, W) and torch's strides, because a few kernels
+compute differently on a channels-last tensor and the scalar tail of a vectorised kernel sits at
+the end of the *memory*, not of the shape.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def is_channels_last(x: Array) -> bool:
+    """Whether torch's ``suggest_memory_format`` calls a rank 4 or 5 array channels-last.
+
+    Examples
+    --------
+    >>> x = np.zeros((2, 4, 4, 3)).transpose(0, 3, 1, 2)
+    >>> is_channels_last(x), is_channels_last(np.ascontiguousarray(x))
+    (True, False)
+    """
+    if x.ndim not in (4, 5) or x.strides[1] == 0:
+        return False
+    smallest = 0
+    for dim in (1, *range(x.ndim - 1, 1, -1), 0):
+        if x.shape[dim] == 0 or x.strides[dim] < smallest:
+            return False
+        if dim == 0 and smallest == x.strides[1]:
+            return False
+        smallest = x.strides[dim] * max(x.shape[dim], 1)
+    return True
+
+
+def _memory_permutation(x: Array) -> tuple[int, ...] | None:
+    """Dimensions from outermost to innermost, or None if the array is not dense."""
+    order = sorted(range(x.ndim), key=lambda d: (-x.strides[d], d) if x.shape[d] > 1 else (0, d))
+    expected = x.itemsize
+    for dim in reversed(order):
+        if x.shape[dim] > 1:
+            if x.strides[dim] != expected:
+                return None
+            expected *= x.shape[dim]
+    return tuple(order)
+
+
+def memory_order(x: Array) -> Array:
+    """Return the elements as a 1-D array in the order they lie in memory.
+
+    A view where the array is dense (any permutation of its dimensions); otherwise, as torch's
+    kernels do, a contiguous copy.
+
+    Examples
+    --------
+    >>> memory_order(np.arange(6).reshape(2, 3).T)
+    array([0, 1, 2, 3, 4, 5])
+    """
+    permutation = None if x.size == 0 else _memory_permutation(x)
+    if permutation is None:
+        return np.ascontiguousarray(x).reshape(-1)
+    return x.transpose(permutation).reshape(-1)
+
+
+def empty_like(x: Array, dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised array with the shape of ``x`` and, where dense, its strides."""
+    if x.size == 0 or _memory_permutation(x) is None:
+        return np.empty(x.shape, dtype)
+    itemsize = np.dtype(dtype).itemsize
+    strides = tuple(stride // x.itemsize * itemsize for stride in x.strides)
+    return np.ndarray(x.shape, dtype, np.empty(x.size, dtype), strides=strides)
+
+
+def empty_channels_last(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised (N, C, ...) array whose memory is (N, ..., C)."""
+    n, c, *spatial = shape
+    return np.moveaxis(np.empty((n, *spatial, c), dtype), -1, 1)
+
+
+def channels_last(x: Array) -> Array:
+    """Return the array with channels-last memory, copied only if needed.
+
+    Examples
+    --------
+    >>> channels_last(np.zeros((1, 3, 4, 4), np.uint8)).strides
+    (48, 1, 12, 3)
+    """
+    rows = np.moveaxis(x, 1, -1)
+    return np.moveaxis(np.ascontiguousarray(rows), -1, 1)

@@ -1,0 +1,87 @@
+"""The roundings that torch's int8 kernels are made of, in plain NumPy.
+
+Every function takes float32 and integer arrays and rounds where its formula says, nowhere else.
+``rint`` is round half to even. The compiled twins are in ``rounding_jit.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.types import DType
+
+F32 = npt.NDArray[np.float32]
+Integers = npt.NDArray[Any]
+
+# The largest float32 below 2**31: torch clamps here before it converts to int32.
+INT32_CEILING = np.float32(2147483520.0)
+
+
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> F32:
+    """Return float32 ``a * b + c`` with a single rounding.
+
+    The float64 product of two float32 is exact; the sum is rounded to odd, so that the final
+    rounding to float32 sees on which side of a tie the exact value lies.
+
+    Examples
+    --------
+    >>> float(fma(np.float32(0.1), np.float32(10), np.float32(-1)))
+    1.4901161193847656e-08
+    """
+    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+    addend = np.asarray(c, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = product + addend
+        back = total - product
+        error = (product - (total - back)) + (addend - back)
+        bits = total.view(np.int64)
+        away = np.where((error > 0) == (total > 0), 1, -1)
+        inexact_even = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
+        odd = np.where(inexact_even, bits + away, bits).view(np.float64)
+        return odd.astype(np.float32)
+
+
+def reciprocal(scale: float) -> np.float32:
+    """Return ``1 / scale``, both rounded to float32."""
+    with np.errstate(divide="ignore"):
+        return np.float32(1) / np.float32(scale)
+
+
+def saturate(rounded: npt.NDArray[Any], dtype: DType) -> Integers:
+    """Clamp whole numbers to the range of ``dtype`` and store them."""
+    low, high = dtype.limits
+    return np.clip(rounded.astype(np.float64), low, high).astype(dtype.storage)
+
+
+def quantize_after(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
+    """Round ``x / scale``, then add the zero point (ATen's vector body, every requantiser)."""
+    scaled = np.minimum(x * reciprocal(scale), INT32_CEILING)
+    return saturate(np.rint(scaled).astype(np.float64) + zero_point, dtype)
+
+
+def quantize_before(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
+    """Add the zero point in float32, then round (ATen's scalar tail)."""
+    return saturate(np.rint(x * reciprocal(scale) + np.float32(zero_point)), dtype)
+
+
+def quantize_fused(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
+    """Multiply and add the zero point with one rounding, then round (fbgemm's quantizer)."""
+    real = fma(x, reciprocal(scale), np.float32(zero_point))
+    # The vector minimum returns its second operand for NaN, so NaN goes to the top.
+    real = np.where(real < INT32_CEILING, real, INT32_CEILING)
+    return saturate(np.rint(real), dtype)
+
+
+def dequantize_plain(q: Integers, scale: float, zero_point: int) -> F32:
+    """Return ``scale * (q - zero_point)``: an exact difference, one float32 product."""
+    difference = (q.astype(np.int64) - zero_point).astype(np.int32)
+    return difference.astype(np.float32) * np.float32(scale)
+
+
+def dequantize_fused(q: Integers, scale: float, zero_point: int) -> F32:
+    """Return ``fma(scale, q, -scale * zero_point)`` (ATen's vector body)."""
+    s = np.float32(scale)
+    return fma(s, q.astype(np.float32), -s * np.float32(zero_point))

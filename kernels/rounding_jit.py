@@ -1,0 +1,66 @@
+"""The roundings of ``rounding.py`` for one element, compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from refquant.kernels.jit import fma, jit
+
+_CEILING = np.float32(2147483520.0)
+
+
+@jit
+def clamp(value: int, low: int, high: int) -> int:
+    """Return ``value`` limited to ``[low, high]``."""
+    return min(max(value, low), high)
+
+
+@jit
+def to_int(x: np.float32, low: int, high: int) -> int:
+    """Round half to even and saturate; NaN and +inf give ``high``."""
+    if x < _CEILING:
+        if x < np.float32(low):
+            return low
+        return clamp(np.int64(np.rint(x)), low, high)
+    return high
+
+
+@jit
+def quantize_after(
+    x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
+) -> int:
+    """Round ``x * inverse``, then add the zero point."""
+    scaled = np.float32(x * inverse)
+    if not scaled < _CEILING:
+        scaled = _CEILING
+    if scaled < np.float32(-2147483648.0):
+        return low
+    return clamp(np.int64(np.rint(scaled)) + zero_point, low, high)
+
+
+@jit
+def quantize_before(
+    x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
+) -> int:
+    """Add the zero point in float32, then round."""
+    return to_int(np.float32(np.float32(x * inverse) + np.float32(zero_point)), low, high)
+
+
+@jit
+def quantize_fused(
+    x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
+) -> int:
+    """Multiply and add the zero point with one rounding, then round."""
+    return to_int(fma(x, inverse, np.float32(zero_point)), low, high)
+
+
+@jit
+def dequantize_plain(q: int, scale: np.float32, zero_point: int) -> np.float32:
+    """Return ``scale * (q - zero_point)``."""
+    return np.float32(np.float32(np.int32(np.int64(q) - zero_point)) * scale)
+
+
+@jit
+def dequantize_fused(q: int, scale: np.float32, offset: np.float32) -> np.float32:
+    """Return ``fma(scale, q, offset)`` where ``offset`` is ``-scale * zero_point``."""
+    return fma(scale, np.float32(q), offset)
