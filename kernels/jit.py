@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba as nb
 import numpy as np
@@ -19,11 +19,10 @@ def jit(function: F) -> F:
 
     Never with fastmath: contraction or reordering would change bits.
     """
-    compiled: F = nb.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(F, nb.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
-@intrinsic  # type: ignore[misc,untyped-decorator,unused-ignore]
+@intrinsic
 def _llvm_fma(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
     f32 = nb.types.float32
 
@@ -36,14 +35,14 @@ def _llvm_fma(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
 if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
 
     def fma(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
-        """``a * b + c`` with one rounding."""
+        """Return ``a * b + c`` with one rounding."""
         return np.float32(numpy_fma(a, b, c))
 
 else:
 
     @jit
     def fma(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
-        """``a * b + c`` with one rounding."""
+        """Return ``a * b + c`` with one rounding."""
         return _llvm_fma(np.float32(a), np.float32(b), np.float32(c))  # type: ignore[no-any-return]
 
 

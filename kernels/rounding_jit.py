@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from refquant.kernels.jit import fma, jit
@@ -10,13 +12,13 @@ _CEILING = np.float32(2147483520.0)
 
 
 @jit
-def clamp(value: int, low: int, high: int) -> int:
+def clamp(value: Any, low: int, high: int) -> Any:
     """Return ``value`` limited to ``[low, high]``."""
     return min(max(value, low), high)
 
 
 @jit
-def to_int(x: np.float32, low: int, high: int) -> int:
+def to_int(x: np.float32, low: int, high: int) -> Any:
     """Round half to even and saturate; NaN and +inf give ``high``."""
     if x < _CEILING:
         if x < np.float32(low):
@@ -28,7 +30,7 @@ def to_int(x: np.float32, low: int, high: int) -> int:
 @jit
 def quantize_after(
     x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
-) -> int:
+) -> Any:
     """Round ``x * inverse``, then add the zero point."""
     scaled = np.float32(x * inverse)
     if not scaled < _CEILING:
@@ -41,7 +43,7 @@ def quantize_after(
 @jit
 def quantize_before(
     x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
-) -> int:
+) -> Any:
     """Add the zero point in float32, then round."""
     return to_int(np.float32(np.float32(x * inverse) + np.float32(zero_point)), low, high)
 
@@ -49,7 +51,7 @@ def quantize_before(
 @jit
 def quantize_fused(
     x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int
-) -> int:
+) -> Any:
     """Multiply and add the zero point with one rounding, then round."""
     return to_int(fma(x, inverse, np.float32(zero_point)), low, high)
 
