@@ -36,7 +36,7 @@ def is_channels_last(x: Array) -> bool:
     return True
 
 
-def _memory_permutation(x: Array) -> tuple[int, ...] | None:
+def _dense_permutation(x: Array) -> tuple[int, ...] | None:
     """Dimensions from outermost to innermost, or None if the array is not dense."""
     order = sorted(range(x.ndim), key=lambda d: (-x.strides[d], d) if x.shape[d] > 1 else (0, d))
     expected = x.itemsize
@@ -46,6 +46,23 @@ def _memory_permutation(x: Array) -> tuple[int, ...] | None:
                 return None
             expected *= x.shape[dim]
     return tuple(order)
+
+
+def memory_permutation(x: Array) -> tuple[int, ...]:
+    """Return the dimensions of a dense array from outermost to innermost in memory.
+
+    Examples
+    --------
+    >>> memory_permutation(np.zeros((2, 4, 4, 3)).transpose(0, 3, 1, 2))
+    (0, 2, 3, 1)
+    """
+    permutation = None if x.size == 0 else _dense_permutation(x)
+    return tuple(range(x.ndim)) if permutation is None else permutation
+
+
+def is_dense(x: Array) -> bool:
+    """Whether the elements fill their memory without gaps or overlap, in any order."""
+    return x.size == 0 or _dense_permutation(x) is not None
 
 
 def memory_order(x: Array) -> Array:
@@ -59,7 +76,7 @@ def memory_order(x: Array) -> Array:
     >>> memory_order(np.arange(6).reshape(2, 3).T)
     array([0, 1, 2, 3, 4, 5])
     """
-    permutation = None if x.size == 0 else _memory_permutation(x)
+    permutation = None if x.size == 0 else _dense_permutation(x)
     if permutation is None:
         return np.ascontiguousarray(x).reshape(-1)
     return x.transpose(permutation).reshape(-1)
@@ -67,7 +84,7 @@ def memory_order(x: Array) -> Array:
 
 def empty_like(x: Array, dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised array with the shape of ``x`` and, where dense, its strides."""
-    if x.size == 0 or _memory_permutation(x) is None:
+    if x.size == 0 or _dense_permutation(x) is None:
         return np.empty(x.shape, dtype)
     itemsize = np.dtype(dtype).itemsize
     strides = tuple(stride // x.itemsize * itemsize for stride in x.strides)
@@ -90,3 +107,38 @@ def channels_last(x: Array) -> Array:
     """
     rows = np.moveaxis(x, 1, -1)
     return np.moveaxis(np.ascontiguousarray(rows), -1, 1)
+
+
+def is_contiguous_channels_last(x: Array) -> bool:
+    """Whether torch's ``is_contiguous(channels_last)`` holds: dense NHWC memory.
+
+    Lengths of one do not count, so an (N, C, 1, 1) array is contiguous in both formats.
+
+    Examples
+    --------
+    >>> x = np.zeros((2, 3, 1, 1))
+    >>> is_contiguous_channels_last(x), is_channels_last(x)
+    (True, False)
+    """
+    return x.ndim in (4, 5) and np.moveaxis(x, 1, -1).flags.c_contiguous
+
+
+def empty_suggested(x: Array, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> Array:
+    """Return an uninitialised array in the memory format that torch suggests for ``x``.
+
+    Channels-last where ``x`` is channels-last, otherwise C order.
+
+    Examples
+    --------
+    >>> empty_suggested(np.zeros((2, 3)).T, np.uint8).strides
+    (2, 1)
+    """
+    shape = x.shape if shape is None else shape
+    if is_channels_last(x) and len(shape) == x.ndim:
+        return empty_channels_last(shape, dtype)
+    return np.empty(shape, dtype)
+
+
+def suggested(x: Array) -> Array:
+    """Return ``x.contiguous(x.suggest_memory_format())``: dense NHWC or dense C order."""
+    return channels_last(x) if is_channels_last(x) else np.ascontiguousarray(x).reshape(x.shape)

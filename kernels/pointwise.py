@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
 from refquant.ir.target import Target
-from refquant.ir.types import DType
+from refquant.ir.types import DType, qint32
+from refquant.kernels import rounding
+from refquant.kernels.layout import is_dense
+from refquant.kernels.rounding import F32, Integers
+from refquant.kernels.rounding_jit import AFTER, BEFORE, FUSED
+from refquant.kernels.tensor_iterator import from_loop_order, loops
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 GRAIN = 32_768
 
@@ -30,3 +44,69 @@ def chunks(n: int, target: Target, width: int = 64) -> list[tuple[int, int, int]
     size = -(-n // parts) if n else 0
     ends = [(start, min(start + size, n)) for start in range(0, n, size)] if n else []
     return [(start, start + (end - start) // width * width, end) for start, end in ends]
+
+
+def same_memory(out: Array, *inputs: Array) -> bool:
+    """Whether all arrays are dense with the same strides, so that one flat loop covers them."""
+    steps = [stride // out.itemsize for stride in out.strides]
+    return is_dense(out) and all(
+        x.shape == out.shape
+        and all(
+            n == 1 or step == stride // x.itemsize
+            for n, step, stride in zip(out.shape, steps, x.strides, strict=True)
+        )
+        for x in inputs
+    )
+
+
+def body_mask(out: Array, inputs: Sequence[Array], target: Target, width: int = 64) -> Mask:
+    """Return which elements of a pointwise kernel's result come from its vector body.
+
+    The body of a loop is its first ``n // width * width`` elements, where the innermost loop is
+    contiguous in every operand, or constant in one input and contiguous in all others; other
+    loops are scalar throughout. A thread's share of the elements starts and ends loops anew.
+
+    Examples
+    --------
+    >>> x = np.zeros((2, 100), np.uint8)
+    >>> int(body_mask(x, [x], Target()).sum())
+    192
+    >>> int(body_mask(x, [x, np.broadcast_to(x[0], x.shape)], Target()).sum())
+    128
+    """
+    nest = loops([out, *(np.broadcast_to(x, out.shape) for x in inputs)])
+    expected = [out.itemsize, *(x.itemsize for x in inputs)]
+    wrong = [i for i, (a, b) in enumerate(zip(nest.strides[0], expected, strict=True)) if a != b]
+    constant = len(wrong) == 1 and wrong[0] > 0 and nest.strides[0][wrong[0]] == 0
+    if wrong and not constant:
+        return np.zeros(out.shape, np.bool_)
+    position = np.arange(out.size)
+    row = nest.shape[0]
+    share = max((end - start for start, _, end in chunks(out.size, target)), default=1)
+    first = np.maximum(position // row * row, position // share * share)
+    last = np.minimum((position // row + 1) * row, (position // share + 1) * share)
+    last = np.minimum(last, out.size)
+    return from_loop_order(position - first < (last - first) // width * width, nest, out.shape)
+
+
+def dequantize_body(q: Integers, scale: float, zero_point: int, target: Target) -> F32:
+    """Dequantize as ATen's vector bodies do."""
+    if target.fused_multiply_add:
+        return rounding.dequantize_fused(q, scale, zero_point)
+    return rounding.dequantize_plain(q, scale, zero_point)
+
+
+def quantize_body(x: F32, scale: float, zero_point: int, dtype: DType, target: Target) -> Integers:
+    """Quantize as ATen's vector bodies do."""
+    if dtype == qint32:
+        return rounding.quantize_before(x, scale, zero_point, dtype)
+    if target.fused_multiply_add:
+        return rounding.quantize_after(x, scale, zero_point, dtype)
+    return rounding.quantize_fused(x, scale, zero_point, dtype)
+
+
+def body_rule(dtype: DType, target: Target) -> int:
+    """Return the rule of :func:`quantize_body` for the compiled kernels."""
+    if dtype == qint32:
+        return BEFORE
+    return AFTER if target.fused_multiply_add else FUSED

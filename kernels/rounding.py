@@ -56,23 +56,38 @@ def saturate(rounded: npt.NDArray[Any], dtype: DType) -> Integers:
     return np.clip(rounded.astype(np.float64), low, high).astype(dtype.storage)
 
 
+def round_after(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> Integers:
+    """Round ``x * m``, then add the zero point."""
+    scaled = np.minimum(x * m, INT32_CEILING)
+    return saturate(np.rint(scaled).astype(np.float64) + zero_point, dtype)
+
+
+def round_before(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> Integers:
+    """Add the zero point to ``x * m`` in float32, then round."""
+    return saturate(np.rint(x * m + np.float32(zero_point)), dtype)
+
+
+def round_fused(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> Integers:
+    """Multiply and add the zero point with one rounding, then round."""
+    real = fma(x, m, np.float32(zero_point))
+    # The vector minimum returns its second operand for NaN, so NaN goes to the top.
+    real = np.where(real < INT32_CEILING, real, INT32_CEILING)
+    return saturate(np.rint(real), dtype)
+
+
 def quantize_after(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
     """Round ``x / scale``, then add the zero point (ATen's vector body, every requantiser)."""
-    scaled = np.minimum(x * reciprocal(scale), INT32_CEILING)
-    return saturate(np.rint(scaled).astype(np.float64) + zero_point, dtype)
+    return round_after(x, reciprocal(scale), zero_point, dtype)
 
 
 def quantize_before(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
     """Add the zero point in float32, then round (ATen's scalar tail)."""
-    return saturate(np.rint(x * reciprocal(scale) + np.float32(zero_point)), dtype)
+    return round_before(x, reciprocal(scale), zero_point, dtype)
 
 
 def quantize_fused(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
     """Multiply and add the zero point with one rounding, then round (fbgemm's quantizer)."""
-    real = fma(x, reciprocal(scale), np.float32(zero_point))
-    # The vector minimum returns its second operand for NaN, so NaN goes to the top.
-    real = np.where(real < INT32_CEILING, real, INT32_CEILING)
-    return saturate(np.rint(real), dtype)
+    return round_fused(x, reciprocal(scale), zero_point, dtype)
 
 
 def dequantize_plain(q: Integers, scale: float, zero_point: int) -> F32:

@@ -10,6 +10,9 @@ from refquant.kernels.jit import fma, jit
 
 _CEILING = np.float32(2147483520.0)
 
+# Names of the three rules, for :func:`quantize`.
+AFTER, BEFORE, FUSED = 0, 1, 2
+
 
 @jit
 def clamp(value: Any, low: int, high: int) -> Any:
@@ -66,3 +69,25 @@ def dequantize_plain(q: int, scale: np.float32, zero_point: int) -> np.float32:
 def dequantize_fused(q: int, scale: np.float32, offset: np.float32) -> np.float32:
     """Return ``fma(scale, q, offset)`` where ``offset`` is ``-scale * zero_point``."""
     return fma(scale, np.float32(q), offset)
+
+
+@jit
+def quantize(
+    x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int, rule: int
+) -> int:
+    """Quantize by ``rule``: AFTER, BEFORE or FUSED."""
+    if rule == 0:
+        return quantize_after(x, inverse, zero_point, low, high)
+    if rule == 1:
+        return quantize_before(x, inverse, zero_point, low, high)
+    return quantize_fused(x, inverse, zero_point, low, high)
+
+
+@jit
+def dequantize(
+    q: int, scale: np.float32, offset: np.float32, zero_point: int, fused: bool
+) -> np.float32:
+    """Dequantize fused (with ``offset`` = ``-scale * zero_point``) or plain."""
+    if fused:
+        return dequantize_fused(q, scale, offset)
+    return dequantize_plain(q, scale, zero_point)

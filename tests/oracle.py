@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from refquant.ir.qtensor import QTensor
-from refquant.ir.types import DType
+import refquant
+from refquant.ir.op import OPS
+from refquant.ir.qtensor import QTensor, type_of
+from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.types import DType, quint4x2
+from refquant.kernels.layout import is_channels_last
 
 
 def to_torch(value: Any) -> Any:
@@ -19,12 +25,16 @@ def to_torch(value: Any) -> Any:
             return torch._make_per_tensor_quantized_tensor(
                 integers, float(value.scale), int(value.zero_point)
             )
-        return torch._make_per_channel_quantized_tensor(
+        made = torch._make_per_channel_quantized_tensor(
             integers,
-            torch.as_tensor(np.asarray(value.scale, np.float64)),
-            torch.as_tensor(np.asarray(value.zero_point, np.int64)),
+            torch.as_tensor(np.asarray(value.scale)),
+            torch.as_tensor(np.asarray(value.zero_point)),
             value.axis,
         )
+        if is_channels_last(value.int_repr):  # making the tensor loses its memory format
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            made = made.contiguous(memory_format=formats[made.ndim])
+        return made
     if isinstance(value, np.ndarray):
         return torch.as_tensor(value)
     if isinstance(value, DType):
@@ -45,6 +55,9 @@ def from_torch(value: Any) -> Any:
 
     dtype = DTYPES[str(value.dtype).removeprefix("torch.")]
     integers = value.int_repr().numpy()
+    if dtype == quint4x2:  # two values to a byte, the first one in the low half
+        pairs = np.stack([integers & 15, integers >> 4], -1)
+        integers = pairs.reshape(-1)[: value.numel()].reshape(value.shape)
     if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return QTensor(integers, value.q_scale(), value.q_zero_point(), None, dtype)
     return QTensor(
@@ -61,7 +74,11 @@ def call_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any])
     namespace, op = name.split("::")
     function = getattr(getattr(torch.ops, namespace), op)
     keywords = {key: to_torch(value) for key, value in attributes.items()}
-    return from_torch(function(*map(to_torch, operands), **keywords))
+    arguments = list(map(to_torch, operands))
+    schema = getattr(function, function.overloads()[0])._schema
+    if str(schema.arguments[0].type).startswith("List[Tensor]"):
+        return from_torch(function(arguments, **keywords))
+    return from_torch(function(*arguments, **keywords))
 
 
 def assert_same(actual: Any, expected: Any) -> None:
@@ -82,3 +99,53 @@ def assert_same(actual: Any, expected: Any) -> None:
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     np.testing.assert_array_equal(actual, expected)
+
+
+def this_machine() -> Target:
+    """Return the target whose bits the installed torch gives here, on one thread.
+
+    Run the tests under ``ATEN_CPU_CAPABILITY=avx2`` or ``default`` to check the other targets.
+    """
+    isa = {"AVX512": Isa.AVX512_VNNI, "AVX2": Isa.AVX2, "DEFAULT": Isa.DEFAULT}
+    return Target(Engine.FBGEMM, isa[torch.backends.cpu.get_cpu_capability()], 1)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Let torch use that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_strides(actual: Any, expected: Any) -> None:
+    """Equal strides, in elements, of every dimension longer than one."""
+    if isinstance(actual, QTensor) and isinstance(expected, QTensor):
+        actual, expected = actual.int_repr, expected.int_repr
+    if actual.size:
+        long = [n > 1 for n in expected.shape]
+        for x in (actual, expected):
+            assert x.itemsize == expected.itemsize
+        assert [s for s, keep in zip(actual.strides, long, strict=True) if keep] == [
+            s for s, keep in zip(expected.strides, long, strict=True) if keep
+        ]
+
+
+def assert_matches_torch(
+    name: str, operands: tuple[Any, ...], attributes: dict[str, Any], target: Target | None = None
+) -> Any:
+    """Reference, kernel and ``infer`` give what torch gives: bits, strides and type."""
+    target = this_machine() if target is None else target
+    op = OPS[name]
+    with torch_threads(target.threads):
+        expected = call_torch(name, operands, attributes)
+    for fast in (False, True):
+        actual = op.bind(target, fast=fast)(*operands, **attributes)
+        assert_same(actual, expected)
+        assert_same_strides(actual, expected)
+    types = [None if x is None else type_of(x) for x in operands]
+    assert op.infer(*types, **attributes) == type_of(actual)
+    return expected

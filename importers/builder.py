@@ -1,0 +1,118 @@
+"""Building a graph node by node, with types inferred as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from refquant.ir.errors import RefquantError, UnsupportedError
+from refquant.ir.graph import Graph, Node, Origin, Value
+from refquant.ir.op import OPS
+from refquant.ir.qtensor import QTensor, Tensor, type_of
+from refquant.ir.types import TensorType
+
+
+class Builder:
+    """A graph under construction.
+
+    The nodes that one imported node becomes are emitted under temporary names; :meth:`close`
+    gives the results the imported node's name.
+    """
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self._names: set[str] = set()
+        self._origin: Origin | None = None
+        self._pending: list[Node] = []
+
+    def unique(self, name: str) -> str:
+        """Return ``name``, or with a number appended if it is taken."""
+        candidate, count = name, 1
+        while candidate in self._names:
+            candidate, count = f"{name}.{count}", count + 1
+        self._names.add(candidate)
+        return candidate
+
+    def input(self, name: str, value_type: TensorType) -> Value:
+        """Add an argument of the model."""
+        value = Value(self.unique(name), value_type)
+        self.graph.inputs.append(value)
+        return value
+
+    def parameter(self, name: str, data: Tensor) -> Value:
+        """Add a constant, or return the one of that name if it holds the same data."""
+        known = self.graph.parameters.get(name)
+        if known is not None and _same(known, data):
+            return Value(name, type_of(data))
+        name = self.unique(name)
+        self.graph.parameters[name] = data
+        return Value(name, type_of(data))
+
+    def open(self, origin: Origin) -> None:
+        """Start the nodes of one imported node."""
+        self._origin, self._pending = origin, []
+
+    def emit(self, op: str, *inputs: Any, **attributes: Any) -> Value:
+        """Append a node of one result; return its value."""
+        (value,) = self.emit_all(op, *inputs, **attributes)
+        return value
+
+    def emit_all(self, op: str, *inputs: Any, **attributes: Any) -> tuple[Value, ...]:
+        """Append a node; return the values of all its results."""
+        if op not in OPS:
+            raise UnsupportedError(f"no op {op}")
+        try:
+            types = OPS[op].infer(*(v and v.type for v in inputs), **attributes)
+        except RefquantError as error:
+            raise type(error)(f"{op}: {error}") from None
+        index = len(self._pending)
+        flat: tuple[TensorType, ...] = (types,) if isinstance(types, TensorType) else types
+        outputs = tuple(Value(f"?{index}.{i}", kind) for i, kind in enumerate(flat))
+        self._pending.append(Node(op, inputs, attributes, outputs, self._origin))
+        return outputs
+
+    def close(self, name: str, result: Any) -> Any:
+        """Name the results and append the nodes; return ``result`` with the final values."""
+        rename: dict[str, str] = {}
+        made = {value.name for node in self._pending for value in node.outputs}
+        if isinstance(result, Value):
+            if result.name in made:
+                rename[result.name] = self.unique(name)
+        elif isinstance(result, tuple):
+            for i, part in enumerate(result):
+                if isinstance(part, Value) and part.name in made:
+                    rename[part.name] = self.unique(f"{name}.{i}")
+        for node in self._pending:
+            for value in node.outputs:
+                if value.name not in rename:
+                    rename[value.name] = self.unique(f"{name}.step")
+
+        def final(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(final, value))
+            if isinstance(value, Value) and value.name in rename:
+                return replace(value, name=rename[value.name])
+            return value
+
+        self.graph.nodes += [
+            replace(node, inputs=final(node.inputs), outputs=final(node.outputs))
+            for node in self._pending
+        ]
+        self._pending = []
+        return final(result)
+
+
+def _same(one: Any, other: Tensor) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, QTensor) and isinstance(other, QTensor):
+        return one.type == other.type and bool(np.array_equal(one.int_repr, other.int_repr))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and bool(np.array_equal(one, other))
+    return False
+
+
+Rule = Callable[..., Any]

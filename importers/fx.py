@@ -1,0 +1,577 @@
+"""Importing torch modules and FX GraphModules: the only file that knows torch's objects."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from refquant.importers.builder import Rule
+from refquant.importers.rules import TorchBuilder
+from refquant.importers.torch_functions import FUNCTIONS, METHODS
+from refquant.importers.torch_modules import MODULES, qualified_name
+from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
+from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
+from refquant.ir.graph import Graph, Module, Origin, Scope, Value
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
+from refquant.ir.target import Target
+from refquant.ir.types import DTYPES, Dim, DType, TensorType
+
+TORCH_VERSION = "2.13.0"
+
+
+def _torch() -> Any:
+    """Import torch and its quantization, and insist on the version whose bits are meant."""
+    try:
+        import torch
+        import torch.ao.quantization.fx._decomposed
+        import torch.fx
+    except ImportError:
+        raise UnsupportedError(
+            f"a torch module needs torch=={TORCH_VERSION}; pip install 'refquant[oracle]'"
+        ) from None
+    if torch.__version__.partition("+")[0] != TORCH_VERSION:
+        raise UnsupportedError(
+            f"torch {torch.__version__} is installed; refquant reproduces torch {TORCH_VERSION}"
+        )
+    return torch
+
+
+def to_tensor(tensor: Any) -> Tensor:
+    """Return a torch tensor as an array or QTensor with the same strides."""
+    torch = _torch()
+    tensor = tensor.detach()
+    if not tensor.is_quantized:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.uint16).numpy().view(DTYPES["bfloat16"].storage)  # type: ignore[no-any-return]
+        return tensor.numpy()  # type: ignore[no-any-return]
+    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    integers: Array = tensor.int_repr().numpy()
+    if dtype.name == "quint4x2":
+        pairs = np.stack([integers & 15, integers >> 4], -1).reshape(-1)
+        integers = pairs[: tensor.numel()].reshape(tuple(tensor.shape))
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return QTensor(integers, tensor.q_scale(), tensor.q_zero_point(), None, dtype)
+    return QTensor(
+        integers,
+        tensor.q_per_channel_scales().double().numpy(),
+        tensor.q_per_channel_zero_points().numpy(),
+        tensor.q_per_channel_axis(),
+        dtype,
+    )
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor or packed parameters that the model holds, not yet used as an operand."""
+
+    name: str
+    raw: Any
+
+
+@dataclass(frozen=True)
+class _Poison:
+    """Stands for the result of a node that could not be imported."""
+
+
+def _function_names(torch: Any) -> dict[Any, str]:
+    """Return the public name of every function, by identity."""
+    names: dict[Any, str] = {}
+    for prefix, module in (
+        ("torch.nn.functional", torch.nn.functional),
+        ("operator", operator),
+        ("torch", torch),
+    ):
+        for name, function in vars(module).items():
+            if callable(function) and not inspect.isclass(function) and not name.startswith("__"):
+                try:
+                    names.setdefault(function, f"{prefix}.{name}")
+                except TypeError:
+                    continue
+    names[getattr] = "builtins.getattr"
+    return names
+
+
+def _function_name(function: Any, names: dict[Any, str]) -> str:
+    if function in names:
+        return names[function]
+    kind = type(function).__name__
+    if kind in ("OpOverload", "OpOverloadPacket"):
+        return f"torch.ops.{function}"
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
+
+
+def _rule_of(module: Any) -> Rule:
+    """Return the rule of a module by its class, or as an observer or fake-quant."""
+    name = qualified_name(module)
+    rule = MODULES.get(name) or QUANTIZED_MODULES.get(name)
+    if rule is not None:
+        return rule
+    bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+    if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
+        return fake_quantize
+    if "torch.ao.quantization.observer.ObserverBase" in bases:
+        return observe
+    raise UnsupportedError(f"module {name}")
+
+
+class FxBuilder(TorchBuilder):
+    """The builder with what rules need to read torch's modules."""
+
+    def __init__(self, root: Any) -> None:
+        super().__init__()
+        self._torch = _torch()
+        self._paths = {id(module): path for path, module in root.named_modules()}
+
+    def emit_all(self, op: str, *inputs: Any, **attributes: Any) -> tuple[Value, ...]:
+        """Append a node; constants among the operands become parameters."""
+        return super().emit_all(op, *(self.operand(value) for value in inputs), **attributes)
+
+    def operand(self, value: Any) -> Any:
+        """Return the value of an operand."""
+        if isinstance(value, Constant):
+            return self.parameter(value.name, to_tensor(value.raw))
+        if isinstance(value, self._torch.Tensor):
+            return self.parameter("constant", to_tensor(value))
+        return value
+
+    def number(self, value: Any, kind: Any) -> Any:
+        """Return a Python number from a number or a tensor of one element."""
+        raw = value.raw if isinstance(value, Constant) else value
+        if isinstance(raw, Value):
+            raise UnsupportedError(f"{raw.name}: a scale or zero point that is computed")
+        return None if raw is None else kind(raw)
+
+    def path(self, module: Any) -> str:
+        """Return where a module sits in the model."""
+        return str(self._paths.get(id(module), ""))
+
+    def of(self, module: Any, name: str, rows: slice | None = None) -> Value | None:
+        """Return a module's tensor as a parameter, or a part of its rows; None if absent."""
+        tensor = getattr(module, name, None)
+        if tensor is None:
+            return None
+        full = f"{self.path(module)}.{name}".lstrip(".")
+        if rows is None:
+            return self.parameter(full, to_tensor(tensor))
+        return self.parameter(f"{full}.{rows.start}", to_tensor(tensor[rows]))
+
+    def packed(self, packed: Any, module: Any = None) -> tuple[Any, Any, dict[str, Any]]:
+        """Return weight, bias and geometry of packed parameters."""
+        name = packed.name if isinstance(packed, Constant) else self.path(module)
+        raw = packed.raw if isinstance(packed, Constant) else packed
+        weight, bias = raw.unpack()
+        weight_value = self.parameter(f"{name}.weight", to_tensor(weight))
+        bias_value = None if bias is None else self.parameter(f"{name}.bias", to_tensor(bias))
+        if not hasattr(raw, "stride"):
+            return weight_value, bias_value, {}
+        rank = weight.dim() - 2
+        geometry: dict[str, Any] = {
+            key: tuple(getattr(raw, key)())[-rank:] for key in ("stride", "padding", "dilation")
+        }
+        geometry["groups"] = raw.groups()
+        if raw.transpose():
+            geometry["output_padding"] = tuple(raw.output_padding())[-rank:]
+        return weight_value, bias_value, geometry
+
+    def stateful(self, module: Any) -> str:
+        """Add an observer or fake-quant with its state; return its path."""
+        path = self.path(module)
+        if path not in self.graph.modules:
+            config = {
+                key: self._plain(value)
+                for key, value in vars(module).items()
+                if not key.startswith("_") and key not in ("training", "activation_post_process")
+            }
+            inner = getattr(module, "activation_post_process", None)
+            if inner is not None:
+                config["observer"] = qualified_name(inner)
+                config |= {
+                    f"observer.{key}": self._plain(value)
+                    for key, value in vars(inner).items()
+                    if not key.startswith("_") and key != "training"
+                }
+            config = {key: value for key, value in config.items() if value is not NotImplemented}
+            state = {
+                key: np.asarray(to_tensor(value))
+                for key, value in module.state_dict().items()
+                if isinstance(value, self._torch.Tensor)
+            }
+            self.graph.modules[path] = Module(qualified_name(module), config, state)
+        return path
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, self._torch.dtype):
+            name = str(value).removeprefix("torch.")
+            return DTYPES.get(name, name)
+        if isinstance(value, self._torch.qscheme):
+            return str(value).removeprefix("torch.")
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        return NotImplemented
+
+
+@dataclass
+class _Import:
+    """One import in progress: the FX graph, the values found so far, and what failed."""
+
+    module: Any
+    builder: FxBuilder
+    names: dict[Any, str]
+    scopes: dict[str, tuple[str, Any]]
+    env: dict[Any, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def argument(self, value: Any) -> Any:
+        """Replace FX nodes by what they stand for, and torch's types by ours."""
+        torch = self.builder._torch
+        if isinstance(value, torch.fx.Node):
+            return self.env[value]
+        if isinstance(value, slice):
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
+        if isinstance(value, torch.Size | tuple):
+            return tuple(map(self.argument, value))
+        if isinstance(value, list):
+            return list(map(self.argument, value))
+        if isinstance(value, dict):
+            return {key: self.argument(part) for key, part in value.items()}
+        if isinstance(value, torch.dtype):
+            name = str(value).removeprefix("torch.")
+            if name not in DTYPES:
+                raise UnsupportedError(f"dtype {name}")
+            return DTYPES[name]
+        if isinstance(value, torch.memory_format | torch.device):
+            return str(value).removeprefix("torch.")
+        return value
+
+    def origin(self, node: Any) -> Origin:
+        """Return where a node came from, in torch's terms."""
+        stack = node.meta.get("nn_module_stack") or {}
+        scope = tuple(
+            Scope(path, f"{kind.__module__}.{kind.__qualname__}")
+            for path, kind in stack.values()
+            if isinstance(kind, type)
+        )
+        if node.op == "call_module":
+            target = qualified_name(self.module.get_submodule(node.target))
+            enclosing = scope[:-1] if scope and scope[-1].path == node.target else scope
+            return Origin(node.op, target, node.name, node.target, enclosing)
+        target = node.target
+        if node.op == "call_function":
+            target = _function_name(target, self.names)
+        path = scope[-1].path if scope else self.scopes.get(node.name, ("", None))[0]
+        return Origin(node.op, target, node.name, path, scope)
+
+    def fail(self, node: Any, reason: str) -> None:
+        """Note a node that cannot be imported."""
+        where = node.target if node.op == "call_module" else node.name
+        self.failures.append(f"{where}: {reason}")
+        self.env[node] = _Poison()
+
+    def run(self, node: Any) -> None:
+        """Import one node."""
+        b = self.builder
+        if node.op == "get_attr":
+            self.env[node] = Constant(node.target, operator.attrgetter(node.target)(self.module))
+            return
+        try:
+            args = self.argument(tuple(node.args))
+            kwargs = self.argument(dict(node.kwargs))
+            rule = self.rule(node)
+            if _contains((args, kwargs), _Poison):
+                self.env[node] = _Poison()
+                return
+            if rule is None:
+                self.env[node] = self.evaluate(node, args, kwargs)
+                return
+            b.open(self.origin(node))
+            result = rule(b, *args, **kwargs)
+            self.env[node] = b.close(node.name, result)
+            if _is_in_place(node, self.module):
+                self.rebind(args[0], self.env[node])
+        except UnsupportedError as error:
+            self.fail(node, str(error))
+        except RefquantError as error:
+            raise type(error)(f"node {node.name}: {error}") from None
+        except (TypeError, AttributeError, IndexError, KeyError) as error:
+            self.fail(node, f"{node.target} called in a form that is not known ({error})")
+
+    def rule(self, node: Any) -> Rule | None:
+        """Return the rule of a node, or None if it computes on constants only."""
+        if node.op == "call_module":
+            module = self.module.get_submodule(node.target)
+            of_class = _rule_of(module)
+            return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
+        if not _contains(self.inputs_of(node), Value | Constant | _Poison):
+            return None
+        if node.op == "call_method":
+            name = node.target
+            table = METHODS
+        else:
+            name = _function_name(node.target, self.names)
+            table = FUNCTIONS
+        found = table.get(name) or table.get(name.removesuffix("_"))
+        if found is None and _contains(self.inputs_of(node), Value | _Poison):
+            raise UnsupportedError(f"{node.op} {name}")
+        return found
+
+    def inputs_of(self, node: Any) -> list[Any]:
+        """Return what the node's direct inputs stand for."""
+        return [self.env[source] for source in node.all_input_nodes]
+
+    def evaluate(self, node: Any, args: Any, kwargs: Any) -> Any:
+        """Compute a node that depends on no activation: shape arithmetic, tables."""
+        torch = self.builder._torch
+        if node.op == "call_function" and node.target is torch._assert:
+            FUNCTIONS["torch._assert"](self.builder, *args, **kwargs)
+            return None
+        raw_args, raw_kwargs = _raw(self.restore(args)), _raw(self.restore(kwargs))
+        if node.op == "call_method":
+            receiver, *rest = raw_args
+            result = getattr(receiver, node.target)(*rest, **raw_kwargs)
+        else:
+            result = node.target(*raw_args, **raw_kwargs)
+        return Constant(node.name, result) if isinstance(result, torch.Tensor) else result
+
+    def restore(self, value: Any) -> Any:
+        """Turn our dtypes back into torch's, to call torch with them."""
+        if isinstance(value, DType):
+            return getattr(self.builder._torch, value.name)
+        if isinstance(value, tuple | list):
+            return type(value)(map(self.restore, value))
+        if isinstance(value, dict):
+            return {key: self.restore(part) for key, part in value.items()}
+        return value
+
+    def rebind(self, old: Any, new: Any) -> None:
+        """After an in-place call every name of the argument stands for the result."""
+        for node, value in self.env.items():
+            if value is old or (isinstance(value, Value) and value == old):
+                self.env[node] = new
+
+
+def _contains(value: Any, kind: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_contains(part, kind) for part in value)
+    if isinstance(value, dict):
+        return any(_contains(part, kind) for part in value.values())
+    if isinstance(value, slice):
+        return _contains((value.start, value.stop, value.step), kind)
+    return isinstance(value, kind)
+
+
+def _raw(value: Any) -> Any:
+    if isinstance(value, Constant):
+        return value.raw
+    if isinstance(value, tuple | list):
+        return type(value)(map(_raw, value))
+    return {key: _raw(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+def _is_in_place(node: Any, root: Any) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    changes_itself = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul)
+    return bool(node.kwargs.get("inplace", False)) or changes_itself or in_place_operator
+
+
+def _trace(model: Any) -> tuple[Any, dict[str, tuple[str, Any]]]:
+    """Trace a module with the leaf rules of torch's quantization tracer."""
+    torch = _torch()
+    if isinstance(model, torch.fx.GraphModule):
+        return model, {}
+    from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+    tracer = QuantizationTracer([], [])
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerifyError(
+            f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
+        ) from None
+    return torch.fx.GraphModule(model, graph), tracer.node_name_to_scope
+
+
+def _example_arrays(example_inputs: Any) -> list[Tensor]:
+    torch = _torch()
+    if isinstance(example_inputs, torch.Tensor | np.ndarray):
+        example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, Sequence) or not example_inputs:
+        raise VerifyError(
+            "from_fx: example_inputs is missing; give a tuple of tensors or arrays, because "
+            "shapes are not written in a torch module"
+        )
+    return [
+        to_tensor(value)
+        if isinstance(value, torch.Tensor)
+        else value
+        if isinstance(value, QTensor)
+        else np.asarray(value)
+        for value in example_inputs
+    ]
+
+
+def from_fx(
+    model: Any, example_inputs: Any = None, *, target: str = "fbgemm", batch: str | None = "N"
+) -> Graph:
+    """Import a torch module or an FX GraphModule, in whatever state of quantization.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or torch.fx.GraphModule
+        Float, prepared, converted, reference or decomposed. A plain module is traced with the
+        leaf rules of torch's quantization tracer.
+    example_inputs : tuple of tensors or arrays
+        Positional inputs from which all shapes follow.
+    target : str
+        The machine the model was made for, as :meth:`Target.parse` reads it.
+    batch : str or None
+        Name of the symbolic length of dimension 0, where all inputs share it. Where the model's
+        shapes are not multiples of the batch, or with None, the example's batch is fixed.
+
+    Returns
+    -------
+    Graph
+        Verified, with every parameter, every observer's state and the origin of every node.
+
+    Raises
+    ------
+    VerifyError
+        If the module cannot be traced or does not fit its inputs.
+    UnsupportedError
+        Listing every node that has no rule, with its path.
+    """
+    torch = _torch()
+    if not isinstance(model, torch.nn.Module):
+        raise VerifyError(f"from_fx: expected a torch.nn.Module, got {type(model).__name__}")
+    arrays = _example_arrays(example_inputs)
+    module, scopes = _trace(model)
+    types = [type_of(array) for array in arrays]
+    if batch is not None and _share_batch(types):
+        symbolic = [TensorType(t.dtype, (Dim(batch), *t.shape[1:]), t.qparams) for t in types]
+        try:
+            return _import(module, scopes, symbolic, target)
+        except (VerifyError, UnsupportedError):
+            pass  # the fixed batch below tells whether the symbol or the model is at fault
+    return _import(module, scopes, types, target)
+
+
+def _share_batch(types: list[TensorType]) -> bool:
+    return all(t.shape and t.shape[0] == types[0].shape[0] for t in types)
+
+
+def _import(
+    module: Any, scopes: dict[str, tuple[str, Any]], types: list[TensorType], target: str
+) -> Graph:
+    torch = _torch()
+    builder = FxBuilder(module)
+    job = _Import(module, builder, _function_names(torch), scopes)
+    remaining = list(types)
+    returned: Any = None
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            if remaining:
+                job.env[node] = builder.input(node.name, remaining.pop(0))
+            elif node.args:
+                job.env[node] = node.args[0]
+            else:
+                raise VerifyError(f"from_fx: example_inputs has no value for input {node.name}")
+        elif node.op == "output":
+            returned = node.args[0]
+        else:
+            job.run(node)
+    if remaining:
+        raise VerifyError(f"from_fx: {len(remaining)} example_inputs too many")
+    if job.failures:
+        count = len(job.failures)
+        noun = "node is" if count == 1 else "nodes are"
+        raise UnsupportedError(f"{count} {noun} not supported: {'; '.join(job.failures)}")
+    graph = builder.graph
+    outputs: list[Value] = []
+
+    def arrange(value: Any) -> Any:
+        value = job.argument(value)
+        if isinstance(value, Constant):
+            value = builder.operand(value)
+        if isinstance(value, Value):
+            outputs.append(value)
+            return len(outputs) - 1
+        if isinstance(value, dict):
+            return {key: arrange(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(map(arrange, value))
+        if value is None:
+            return None
+        raise UnsupportedError(f"returning {value!r}, which is not a tensor")
+
+    graph.returns = arrange(returned)
+    graph.outputs = tuple(outputs)
+    graph.provenance = {"torch": torch.__version__, "target": target}
+    graph.verify()
+    return graph
+
+
+def as_arrays(inputs: Sequence[Any]) -> list[Tensor]:
+    """Return positional inputs as arrays and QTensors."""
+    return _example_arrays(inputs)
+
+
+def to_torch(tensor: Tensor) -> Any:
+    """Return an array or QTensor as a torch tensor with the same strides."""
+    torch = _torch()
+    if not isinstance(tensor, QTensor):
+        return torch.as_tensor(tensor)
+    integers = torch.as_tensor(tensor.int_repr)
+    if tensor.axis is None:
+        return torch._make_per_tensor_quantized_tensor(
+            integers, float(tensor.scale), int(tensor.zero_point)
+        )
+    return torch._make_per_channel_quantized_tensor(
+        integers,
+        torch.as_tensor(np.asarray(tensor.scale, np.float64)),
+        torch.as_tensor(np.asarray(tensor.zero_point, np.int64)),
+        tensor.axis,
+    )
+
+
+def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Tensor]:
+    """Run a torch model and return the value of every node by its name.
+
+    The parts of a tuple are named ``node.0``, ``node.1``. torch's engine and thread count are
+    set to the target's for the run.
+    """
+    torch = _torch()
+    module, _ = _trace(model)
+    recorded: dict[str, Tensor] = {}
+
+    class Recorder(torch.fx.Interpreter):  # type: ignore[name-defined]
+        def run_node(self, n: Any) -> Any:
+            result = super().run_node(n)
+            if n.op not in ("output", "get_attr"):
+                note(n.name, result)
+            return result
+
+    def note(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            recorded[name] = to_tensor(value.clone())
+        elif isinstance(value, tuple | list):
+            for i, part in enumerate(value):
+                note(f"{name}.{i}", part)
+
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    try:
+        torch.set_num_threads(target.threads)
+        torch.backends.quantized.engine = str(target.engine)
+        with torch.no_grad():
+            Recorder(module).run(*(to_torch(array) for array in as_arrays(inputs)))
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = engine
+    return recorded

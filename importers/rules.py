@@ -1,0 +1,83 @@
+"""What the rules of an importer share: argument forms and refusals."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from refquant.importers.builder import Builder, Rule
+from refquant.ir.errors import UnsupportedError
+from refquant.ir.graph import Value
+
+Ints = int | Sequence[int]
+
+
+class TorchBuilder(Builder, ABC):
+    """The builder with what rules need to know of torch's modules and constants."""
+
+    @abstractmethod
+    def number(self, value: Any, kind: Any) -> Any:
+        """Return a Python number from a number or a tensor of one element."""
+
+    @abstractmethod
+    def path(self, module: Any) -> str:
+        """Return where a module sits in the model."""
+
+    @abstractmethod
+    def of(self, module: Any, name: str, rows: slice | None = None) -> Value | None:
+        """Return a module's tensor as a parameter, or a part of its rows; None if absent."""
+
+    @abstractmethod
+    def packed(self, packed: Any, module: Any = None) -> tuple[Any, Any, dict[str, Any]]:
+        """Return weight, bias and geometry of packed parameters."""
+
+    @abstractmethod
+    def stateful(self, module: Any) -> str:
+        """Add an observer or fake-quant with its state; return its path."""
+
+    def weight(self, module: Any) -> Value:
+        """Return a module's weight."""
+        weight = self.of(module, "weight")
+        if weight is None:
+            raise UnsupportedError(f"{self.path(module)} has no weight")
+        return weight
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a rule's argument is a tensor."""
+    return isinstance(value, Value)
+
+
+def repeat(value: Ints, rank: int) -> tuple[int, ...]:
+    """Return one entry per spatial dimension, as torch's modules expand an int."""
+    if isinstance(value, int):
+        return (value,) * rank
+    return tuple(value) * rank if len(value) == 1 else tuple(value)
+
+
+def ints(value: Any) -> tuple[Any, ...]:
+    """Return ``(2, 3)`` for both ``f(2, 3)`` and ``f((2, 3))``."""
+    if len(value) == 1 and isinstance(value[0], tuple | list):
+        return tuple(value[0])
+    return tuple(value)
+
+
+def only(condition: bool, message: str) -> None:
+    """Refuse what the op does not support."""
+    if not condition:
+        raise UnsupportedError(message)
+
+
+def evaluation_only(training: bool, name: str) -> None:
+    """Refuse training behaviour."""
+    only(not training, f"{name} in training mode; call model.eval() first")
+
+
+def unary(op: str) -> Rule:
+    """Return the rule of an op of one tensor, with or without ``inplace``."""
+
+    def rule(b: TorchBuilder, input: Value, inplace: bool = False) -> Value:
+        return b.emit(op, input)
+
+    return rule

@@ -1,0 +1,319 @@
+"""Rules for torch's quantization functions: ``torch.ops.quantized`` and the decomposed ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from refquant.importers.builder import Rule
+from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor
+from refquant.ir.graph import Value
+from refquant.ir.types import DType
+
+
+def quantize_per_tensor(
+    b: TorchBuilder, input: Value, scale: Any, zero_point: Any, dtype: DType
+) -> Value:
+    """``torch.quantize_per_tensor``."""
+    return b.emit(
+        "aten::quantize_per_tensor",
+        input,
+        scale=b.number(scale, float),
+        zero_point=b.number(zero_point, int),
+        dtype=dtype,
+    )
+
+
+def quantize_per_channel(
+    b: TorchBuilder, input: Value, scales: Value, zero_points: Value, axis: int, dtype: DType
+) -> Value:
+    """``torch.quantize_per_channel``."""
+    return b.emit("aten::quantize_per_channel", input, scales, zero_points, axis=axis, dtype=dtype)
+
+
+def quantize_per_tensor_dynamic(
+    b: TorchBuilder, input: Value, dtype: DType, reduce_range: bool
+) -> Value:
+    """``torch.quantize_per_tensor_dynamic``."""
+    return b.emit(
+        "aten::quantize_per_tensor_dynamic", input, dtype=dtype, reduce_range=reduce_range
+    )
+
+
+def dequantize(b: TorchBuilder, input: Value) -> Value:
+    """``x.dequantize()``."""
+    return b.emit("aten::dequantize", input)
+
+
+def quantized_binary(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.add``, ``mul`` and their relu forms."""
+
+    def rule(
+        b: TorchBuilder, qa: Any, qb: Any, scale: Any = None, zero_point: Any = None
+    ) -> Value:
+        if is_tensor(qa) and is_tensor(qb):
+            return b.emit(
+                f"quantized::{name}",
+                qa,
+                qb,
+                scale=b.number(scale, float),
+                zero_point=b.number(zero_point, int),
+            )
+        stem, _, relu = name.partition("_")
+        scalar = f"quantized::{stem}_scalar" + ("_relu" if relu else "")
+        return b.emit(scalar, qa if is_tensor(qa) else qb, c=qb if is_tensor(qa) else qa)
+
+    return rule
+
+
+def quantized_cat(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.cat`` and ``cat_relu``."""
+
+    def rule(
+        b: TorchBuilder, qx: Sequence[Value], dim: int, scale: Any = None, zero_point: Any = None
+    ) -> Value:
+        return b.emit(
+            f"quantized::{name}",
+            *qx,
+            dim=dim,
+            scale=None if scale is None else b.number(scale, float),
+            zero_point=None if zero_point is None else b.number(zero_point, int),
+        )
+
+    return rule
+
+
+def quantized_unary(name: str, **names: str) -> Rule:
+    """Return the rule of a quantized op with an output scale and zero point.
+
+    ``names`` renames torch's arguments to attributes.
+    """
+
+    def rule(
+        b: TorchBuilder,
+        x: Value,
+        output_scale: Any,
+        output_zero_point: Any,
+        *args: Any,
+        **rest: Any,
+    ) -> Value:
+        attributes = dict(zip(names.values(), args, strict=False))
+        attributes |= {names[key]: value for key, value in rest.items() if key in names}
+        return b.emit(
+            f"quantized::{name}",
+            x,
+            **attributes,
+            output_scale=b.number(output_scale, float),
+            output_zero_point=b.number(output_zero_point, int),
+        )
+
+    return rule
+
+
+def quantized_leaky_relu(
+    b: TorchBuilder, qx: Value, negative_slope: float, inplace: bool, scale: Any, zero_point: Any
+) -> Value:
+    """``torch.ops.quantized.leaky_relu``."""
+    return b.emit(
+        "quantized::leaky_relu",
+        qx,
+        negative_slope=negative_slope,
+        inplace=inplace,
+        output_scale=b.number(scale, float),
+        output_zero_point=b.number(zero_point, int),
+    )
+
+
+def quantized_elu(
+    b: TorchBuilder,
+    self: Value,
+    output_scale: Any,
+    output_zero_point: Any,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    input_scale: float = 1.0,
+) -> Value:
+    """``torch.ops.quantized.elu``."""
+    return b.emit(
+        "quantized::elu",
+        self,
+        output_scale=b.number(output_scale, float),
+        output_zero_point=b.number(output_zero_point, int),
+        alpha=alpha,
+        scale=scale,
+        input_scale=input_scale,
+    )
+
+
+def quantized_dropout(
+    b: TorchBuilder,
+    self: Value,
+    output_scale: Any,
+    output_zero_point: Any,
+    p: float = 0.5,
+    training: bool = False,
+) -> Value:
+    """``torch.ops.quantized.dropout`` in evaluation: the identity."""
+    evaluation_only(training and p > 0, "dropout")
+    return b.emit(
+        "quantized::dropout",
+        self,
+        output_scale=b.number(output_scale, float),
+        output_zero_point=b.number(output_zero_point, int),
+        p=p,
+        training=False,
+    )
+
+
+def quantized_norm(name: str, leading: str) -> Rule:
+    """Return the rule of a quantized layer, group or instance norm.
+
+    ``leading`` names the argument before weight and bias, empty if there is none.
+    """
+
+    def rule(b: TorchBuilder, input: Value, *args: Any, **rest: Any) -> Value:
+        names = [*([leading] if leading else []), "weight", "bias", "eps"]
+        names += ["output_scale", "output_zero_point"]
+        call = dict(zip(names, args, strict=False)) | rest
+        attributes = {}
+        if leading:
+            given = call[leading]
+            attributes[leading] = tuple(given) if isinstance(given, tuple | list) else given
+        return b.emit(
+            f"quantized::{name}",
+            input,
+            call.get("weight"),
+            call.get("bias"),
+            **attributes,
+            eps=call["eps"],
+            output_scale=b.number(call["output_scale"], float),
+            output_zero_point=b.number(call["output_zero_point"], int),
+        )
+
+    return rule
+
+
+def quantized_linear(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.linear`` and ``linear_relu``."""
+
+    def rule(b: TorchBuilder, x: Value, packed_weight: Any, scale: Any, zero_point: Any) -> Value:
+        weight, bias, _ = b.packed(packed_weight)
+        return b.emit(
+            f"quantized::{name}",
+            x,
+            weight,
+            bias,
+            scale=b.number(scale, float),
+            zero_point=b.number(zero_point, int),
+        )
+
+    return rule
+
+
+def quantized_linear_dynamic(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.linear_dynamic`` and ``linear_relu_dynamic``."""
+
+    def rule(b: TorchBuilder, x: Value, packed_weight: Any, reduce_range: bool = False) -> Value:
+        weight, bias, _ = b.packed(packed_weight)
+        return b.emit(f"quantized::{name}", x, weight, bias, reduce_range=reduce_range)
+
+    return rule
+
+
+def quantized_conv(name: str) -> Rule:
+    """Return the rule of a quantized convolution with packed parameters."""
+
+    def rule(
+        b: TorchBuilder, qx: Value, packed_weight: Any, output_scale: Any, output_zero_point: Any
+    ) -> Value:
+        weight, bias, geometry = b.packed(packed_weight)
+        return b.emit(
+            f"quantized::{name}",
+            qx,
+            weight,
+            bias,
+            **geometry,
+            scale=b.number(output_scale, float),
+            zero_point=b.number(output_zero_point, int),
+        )
+
+    return rule
+
+
+def quantized_matmul(
+    b: TorchBuilder, qa: Value, qb: Value, scale: Any = None, zero_point: Any = None
+) -> Value:
+    """``torch.ops.quantized.matmul``."""
+    return b.emit(
+        "quantized::matmul",
+        qa,
+        qb,
+        scale=b.number(scale, float),
+        zero_point=b.number(zero_point, int),
+    )
+
+
+def decomposed(name: str, *names: str, tensors: int = 0) -> Rule:
+    """Return the rule of a ``quantized_decomposed`` op.
+
+    The first ``tensors`` arguments after the input are operands, the others are the attributes
+    ``names``.
+    """
+
+    def rule(b: TorchBuilder, input: Value, *args: Any, **rest: Any) -> Any:
+        operands = args[:tensors]
+        attributes = dict(zip(names, args[tensors:], strict=False)) | rest
+        kinds: dict[str, Callable[[Any], Any]] = {"scale": float, "zero_point": int}
+        attributes = {
+            key: b.number(value, kinds[key]) if key in kinds else value
+            for key, value in attributes.items()
+        }
+        values = b.emit_all(f"quantized_decomposed::{name}", input, *operands, **attributes)
+        return values if len(values) > 1 else values[0]
+
+    return rule
+
+
+_RANGE = ("quant_min", "quant_max", "dtype")
+
+QUANTIZED: dict[str, Rule] = {
+    **{name: quantized_binary(name) for name in ("add", "add_relu", "mul", "mul_relu")},
+    **{name: quantized_cat(name) for name in ("cat", "cat_relu")},
+    **{name: quantized_linear(name) for name in ("linear", "linear_relu")},
+    **{name: quantized_linear_dynamic(name) for name in ("linear_dynamic", "linear_relu_dynamic")},
+    **{
+        name: quantized_conv(name)
+        for rank in (1, 2, 3)
+        for name in (f"conv{rank}d", f"conv{rank}d_relu", f"conv_transpose{rank}d")
+    },
+    "matmul": quantized_matmul,
+    "hardswish": quantized_unary("hardswish"),
+    "leaky_relu": quantized_leaky_relu,
+    "elu": quantized_elu,
+    "dropout": quantized_dropout,
+    "layer_norm": quantized_norm("layer_norm", "normalized_shape"),
+    "group_norm": quantized_norm("group_norm", "num_groups"),
+    "instance_norm": quantized_norm("instance_norm", ""),
+}
+
+DECOMPOSED: dict[str, Rule] = {
+    "quantize_per_tensor.default": decomposed(
+        "quantize_per_tensor", "scale", "zero_point", *_RANGE
+    ),
+    "dequantize_per_tensor.default": decomposed(
+        "dequantize_per_tensor", "scale", "zero_point", *_RANGE
+    ),
+    "quantize_per_tensor.tensor": decomposed("quantize_per_tensor.tensor", *_RANGE, tensors=2),
+    "dequantize_per_tensor.tensor": decomposed("dequantize_per_tensor.tensor", *_RANGE, tensors=2),
+    "quantize_per_channel.default": decomposed("quantize_per_channel", "axis", *_RANGE, tensors=2),
+    "dequantize_per_channel.default": decomposed(
+        "dequantize_per_channel", "axis", *_RANGE, tensors=2
+    ),
+    "choose_qparams.tensor": decomposed(
+        "choose_qparams.tensor", "quant_min", "quant_max", "eps", "dtype"
+    ),
+    "choose_qparams_symmetric.tensor": decomposed(
+        "choose_qparams_symmetric.tensor", "quant_min", "quant_max", "eps", "dtype"
+    ),
+    "convert_element_type.no_fuse": decomposed("convert_element_type.no_fuse", "dtype"),
+}

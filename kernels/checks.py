@@ -1,0 +1,119 @@
+"""Checks that the ``infer`` functions of many ops share; each raises a one-line error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.types import (
+    DType,
+    QParams,
+    Shape,
+    TensorType,
+    float32,
+    format_shape,
+    qint8,
+    qint32,
+    quint8,
+)
+
+QUANTIZED = (quint8, qint8, qint32)
+
+
+def per_tensor(
+    op: str, x: TensorType, accepted: tuple[DType, ...] = QUANTIZED
+) -> tuple[float, int]:
+    """Return scale and zero point of a value that must be quantized per tensor."""
+    if x.dtype not in accepted:
+        raise VerifyError(f"{op}: dtype must be one of {_list(accepted)}, got {x.dtype}")
+    if x.qparams is None or x.qparams.axis is not None:
+        raise VerifyError(f"{op}: expected a value quantized per tensor, got {x}")
+    return x.per_tensor()
+
+
+def float_or_per_tensor(op: str, x: TensorType, accepted: tuple[DType, ...] = QUANTIZED) -> bool:
+    """Return whether ``x`` is quantized; it must be float32 or quantized per tensor."""
+    if x.dtype == float32:
+        return False
+    if not x.dtype.is_quantized:
+        names = _list((float32, *accepted))
+        raise VerifyError(f"{op}: dtype must be one of {names}, got {x.dtype}")
+    per_tensor(op, x, accepted)
+    return True
+
+
+def is_float32(op: str, x: TensorType, operand: str = "input") -> None:
+    """Check that an operand is float32."""
+    if x.dtype != float32:
+        raise VerifyError(f"{op}: {operand} must be float32, got {x.dtype}")
+
+
+def vector(op: str, x: TensorType | None, length: object, operand: str) -> None:
+    """Check that an operand, where present, is a float32 vector of the given length."""
+    if x is None:
+        return
+    is_float32(op, x, operand)
+    if x.shape != (length,):
+        raise VerifyError(f"{op}: {operand} must be [{length}], got {format_shape(x.shape)}")
+
+
+def output_qparams(op: str, dtype: DType, scale: float, zero_point: int) -> QParams:
+    """Return the quantization parameters of a result, checked."""
+    if not scale > 0:
+        raise VerifyError(f"{op}: scale must be > 0, got {scale}")
+    low, high = dtype.limits
+    if not low <= zero_point <= high:
+        raise VerifyError(f"{op}: zero_point must be in [{low}, {high}], got {zero_point}")
+    return QParams(float(scale), int(zero_point))
+
+
+def dimension(op: str, dim: int, rank: int) -> int:
+    """Return a dimension counted from the front.
+
+    Examples
+    --------
+    >>> dimension("mean", -1, 4)
+    3
+    """
+    if not -max(rank, 1) <= dim < max(rank, 1):
+        raise VerifyError(f"{op}: dim {dim} is outside a value of rank {rank}")
+    return dim % max(rank, 1)
+
+
+def broadcast(op: str, a: Shape, b: Shape) -> Shape:
+    """Return the broadcast of two shapes.
+
+    Examples
+    --------
+    >>> broadcast("add", (2, 3, 4, 4), (3, 1, 1))
+    (2, 3, 4, 4)
+    """
+    rank = max(len(a), len(b))
+    result = []
+    for x, y in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
+        if x != y and x != 1 and y != 1:
+            raise VerifyError(
+                f"{op}: shapes {format_shape(a)} and {format_shape(b)} do not broadcast"
+            )
+        result.append(y if x == 1 else x)
+    return tuple(result)
+
+
+def _list(dtypes: Sequence[DType]) -> str:
+    return ", ".join(map(str, dtypes))
+
+
+def window(op: str, geometry: tuple[tuple[int, ...], ...], rank: int) -> None:
+    """Check kernel size, stride, padding and (where given) dilation of a pool."""
+    names = ("kernel_size", "stride", "padding", "dilation")
+    for name, values in zip(names, geometry, strict=False):
+        if len(values) != rank:
+            raise VerifyError(f"{op}: {name} needs {rank} entries, got {list(values)}")
+        least = 0 if name == "padding" else 1
+        if min(values) < least:
+            raise VerifyError(f"{op}: {name} must be >= {least}, got {list(values)}")
+    for kernel, padding in zip(geometry[0], geometry[2], strict=True):
+        if padding > kernel // 2:
+            raise VerifyError(
+                f"{op}: padding must be at most half of kernel_size {kernel}, got {padding}"
+            )

@@ -1,0 +1,151 @@
+"""``aten::dequantize``: integers back to float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.types import TensorType, float32, qint8, qint32, quint4x2, quint8
+from refquant.kernels import rounding
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import empty_suggested, memory_order, memory_permutation, suggested
+from refquant.kernels.rounding_jit import dequantize_plain
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+
+def reference(x: QTensor | Array) -> F32:
+    r"""Return the real numbers that quantized values stand for.
+
+    * per tensor: :math:`(q - z) \cdot s`, an exact difference (it wraps at int32), converted to
+      float32, times the scale rounded to float32;
+    * per channel, integer zero points: the difference of the float32 values, times the float64
+      scale, rounded to float32 once at the end;
+    * per channel, float zero points: difference and product are float32, rounded each.
+
+    A float tensor becomes float32; that is how FX graphs use it on values that may already be
+    float.
+
+    Parameters
+    ----------
+    x : QTensor of any dtype, per tensor or per channel; or float array
+        Values to dequantize.
+
+    Returns
+    -------
+    float32 array
+        Shape and memory format of ``x``.
+
+    Examples
+    --------
+    >>> reference(QTensor(np.uint8([7, 8]), 0.1, 7))
+    array([0. , 0.1], dtype=float32)
+    """
+    if not isinstance(x, QTensor):
+        return x.astype(np.float32, copy=False)
+    out = empty_suggested(x.int_repr, np.float32)
+    if x.axis is None:
+        out[...] = rounding.dequantize_plain(x.int_repr, float(x.scale), int(x.zero_point))
+        return out
+    per_channel = [1] * x.int_repr.ndim
+    per_channel[x.axis] = -1
+    zero_point = np.reshape(x.zero_point, per_channel)
+    difference = x.int_repr.astype(np.float32) - zero_point.astype(np.float32)
+    scale = np.float32 if zero_point.dtype.kind == "f" else np.float64
+    out[...] = difference * np.reshape(x.scale, per_channel).astype(scale)
+    return out
+
+
+def infer(x: TensorType) -> TensorType:
+    """Return float32 of the same shape."""
+    return TensorType(float32, x.shape)
+
+
+@jit
+def _per_tensor(q: Any, scale: np.float32, zero_point: int, out: F32) -> None:
+    for i in range(q.size):
+        out[i] = dequantize_plain(q[i], scale, zero_point)
+
+
+@jit
+def _per_channel(q: Any, scale: Any, zero_point: F32, out: F32) -> None:
+    for i in range(q.shape[0]):
+        for c in range(q.shape[1]):
+            for j in range(q.shape[2]):
+                difference = np.float32(np.float32(q[i, c, j]) - zero_point[c])
+                out[i, c, j] = np.float32(difference * scale[c])
+
+
+def kernel(x: QTensor | Array) -> F32:
+    """Compute :func:`reference` in one compiled pass over the memory."""
+    if not isinstance(x, QTensor):
+        return reference(x)
+    q = suggested(x.int_repr)
+    out = empty_suggested(q, np.float32)
+    if x.axis is None:
+        _per_tensor(memory_order(q), np.float32(x.scale), int(x.zero_point), memory_order(out))
+        return out
+    order = memory_permutation(q)
+    position = order.index(x.axis)
+    lengths = [q.shape[d] for d in order]
+    view = (int(np.prod(lengths[:position])), lengths[position], -1)
+    if q.size:
+        zero_point = np.asarray(x.zero_point)
+        scale = np.asarray(x.scale, np.float32 if zero_point.dtype.kind == "f" else np.float64)
+        into = out.transpose(order).reshape(view)
+        _per_channel(q.transpose(order).reshape(view), scale, zero_point.astype(np.float32), into)
+    return out
+
+
+OPS = (
+    Op(
+        name="aten::dequantize",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/AffineQuantizer.cpp"
+            "::dequantize_tensor_per_tensor_affine",
+        ),
+        cases=(
+            Case(
+                "quint8",
+                (QTensor(np.uint8([0, 7, 255]), 0.1, 7, None, quint8),),
+                {},
+                np.float32([-0.7, 0, 24.800001]),
+                "difference first, then one product",
+            ),
+            Case(
+                "qint32_wraps",
+                (QTensor(np.int32([-(2**31), 2**31 - 1]), 1.0, 1, None, qint32),),
+                {},
+                np.float32([2.0**31, 2.0**31]),
+                "the difference wraps at int32; 2**31 - 2 rounds to 2**31",
+            ),
+            Case(
+                "per_channel",
+                (QTensor(np.int8([[3], [3]]), np.array([0.1, 0.2]), np.array([0, 1]), 0, qint8),),
+                {},
+                np.float32([[3 * 0.1], [2 * 0.2]]),
+                "the product of float32 and the float64 scale is rounded once",
+            ),
+            Case(
+                "float_zero_point",
+                (
+                    QTensor(
+                        np.uint8([[3, 15]]), np.float32([0.5]), np.float32([1.5]), 0, quint4x2
+                    ),
+                ),
+                {},
+                np.float32([[0.75, 6.75]]),
+                "4 bits with float zero points, the embedding format",
+            ),
+            Case("float", (np.float32([1.5]),), {}, [1.5], "a float tensor passes through"),
+        ),
+    ),
+)

@@ -1,0 +1,270 @@
+"""``quantized::add`` and ``quantized::add_relu``: the sum of two quantized tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
+from refquant.ir.types import TensorType, quint8
+from refquant.kernels import checks, rounding
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.pointwise import (
+    body_mask,
+    body_rule,
+    chunks,
+    dequantize_body,
+    quantize_body,
+    same_memory,
+    vector_width,
+)
+from refquant.kernels.rounding_jit import BEFORE, dequantize, quantize
+from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
+
+Array = npt.NDArray[Any]
+ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
+
+
+def _empty_result(a: Array, b: Array) -> Array:
+    """Allocate the sum: in the format of ``a``, or sorted like the loops if ``a`` is too small."""
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    if shape == a.shape:
+        return empty_suggested(a, a.dtype)
+    order = loops([np.broadcast_to(a, shape), np.broadcast_to(b, shape)]).dims[::-1]
+    return np.empty([shape[d] for d in order], a.dtype).transpose(np.argsort(order))
+
+
+def reference(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
+    r"""Add two quantized tensors as real numbers and quantize the sum.
+
+    .. math:: q = Q(D(q_a) + D(q_b))
+
+    torch's vector body and scalar tail round differently, so the last ``n % 64`` elements of
+    each contiguous run (``n % 16`` for qint32) differ by one now and then:
+
+    * body: :math:`D = \mathrm{fma}(s, q, -s z)`,
+      :math:`Q = \mathrm{clamp}(\mathrm{rint}(x \cdot 1/s) + z)`;
+    * tail: :math:`D = (q - z) s`,
+      :math:`Q = \mathrm{clamp}(\mathrm{rint}(x \cdot 1/s + z))`.
+
+    Every product and sum is rounded to float32, ties go to even. Without vector instructions
+    (``isa="default"``) the body has the tail's D and adds :math:`z` fused with the product.
+    qint32 is quantized as in the tail everywhere. Above 32,768 elements each thread has a body
+    and a tail of its own. Operands are first made dense in their
+    own memory format; a loop that is not contiguous in both of them is all tail.
+
+    Parameters
+    ----------
+    qa, qb : QTensor, quint8, qint8 or qint32
+        Quantized per tensor, of one dtype; shapes broadcast.
+    scale : float, > 0
+        Scale of the sum.
+    zero_point : int
+        Zero point of the sum.
+
+    Returns
+    -------
+    QTensor
+        In the memory format of ``qa``.
+
+    Raises
+    ------
+    VerifyError
+        If dtypes differ or are not accepted, shapes do not broadcast, ``scale`` is not positive
+        or ``zero_point`` is out of range.
+
+    Examples
+    --------
+    >>> a = QTensor(np.uint8([3, 200]), 0.5, 0)
+    >>> reference(a, a, 1.0, 0).int_repr
+    array([  3, 200], dtype=uint8)
+    """
+    return _add(qa, qb, scale, zero_point, target, relu=False)
+
+
+def reference_relu(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
+    r"""Add two quantized tensors as real numbers, clamp at 0, and quantize.
+
+    .. math:: q = Q(\max(D(q_a) + D(q_b), 0))
+
+    Everything else is as in ``quantized::add``.
+
+    Examples
+    --------
+    >>> a = QTensor(np.uint8([3, 200]), 0.5, 100)
+    >>> reference_relu(a, a, 1.0, 7).int_repr
+    array([  7, 107], dtype=uint8)
+    """
+    return _add(qa, qb, scale, zero_point, target, relu=True)
+
+
+def _add(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+) -> QTensor:
+    (a, sa, za), (b, sb, zb) = ((suggested(q.int_repr), q.scale, q.zero_point) for q in (qa, qb))
+    floor = np.float32(0 if relu else -np.inf)
+    body = dequantize_body(a, sa, za, target) + dequantize_body(b, sb, zb, target)
+    tail = rounding.dequantize_plain(a, sa, za) + rounding.dequantize_plain(b, sb, zb)
+    out = _empty_result(a, b)
+    out[...] = np.where(
+        body_mask(out, [a, b], target, vector_width(qa.dtype)),
+        quantize_body(np.maximum(body, floor), scale, zero_point, qa.dtype, target),
+        rounding.quantize_before(np.maximum(tail, floor), scale, zero_point, qa.dtype),
+    )
+    return QTensor(out, scale, zero_point, None, qa.dtype)
+
+
+def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> TensorType:
+    """Check dtypes, shapes and output parameters; the result has the broadcast shape."""
+    checks.per_tensor("quantized::add", qa)
+    checks.per_tensor("quantized::add", qb)
+    if qa.dtype != qb.dtype:
+        raise VerifyError(f"quantized::add: dtypes differ: {qa.dtype} and {qb.dtype}")
+    shape = checks.broadcast("quantized::add", qa.shape, qb.shape)
+    qparams = checks.output_qparams("quantized::add", qa.dtype, scale, zero_point)
+    return TensorType(qa.dtype, shape, qparams)
+
+
+@jit
+def _fill(
+    a: Any,
+    sa: np.float32,
+    za: int,
+    b: Any,
+    sb: np.float32,
+    zb: int,
+    inverse: np.float32,
+    zero_point: int,
+    low: int,
+    high: int,
+    relu: bool,
+    fused: bool,
+    rule: int,
+    out: Any,
+) -> None:
+    offset_a = np.float32(-sa * np.float32(za))
+    offset_b = np.float32(-sb * np.float32(zb))
+    for i in range(out.size):
+        x = dequantize(a[i], sa, offset_a, za, fused)
+        y = dequantize(b[i], sb, offset_b, zb, fused)
+        total = np.float32(x + y)
+        if relu and total < 0:
+            total = np.float32(0)
+        out[i] = quantize(total, inverse, zero_point, low, high, rule)
+
+
+def kernel(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
+    """Compute :func:`reference` in one compiled pass."""
+    return _run(qa, qb, scale, zero_point, target, relu=False)
+
+
+def kernel_relu(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
+    """Compute :func:`reference_relu` in one compiled pass."""
+    return _run(qa, qb, scale, zero_point, target, relu=True)
+
+
+def _run(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+) -> QTensor:
+    a, b, dtype = suggested(qa.int_repr), suggested(qb.int_repr), qa.dtype
+    sa, za, sb, zb = (
+        np.float32(qa.scale),
+        int(qa.zero_point),
+        np.float32(qb.scale),
+        int(qb.zero_point),
+    )
+    constants = (rounding.reciprocal(scale), zero_point, *dtype.limits, relu)
+    body_is = (target.fused_multiply_add, body_rule(dtype, target))
+    tail_is = (False, BEFORE)
+    out = _empty_result(a, b)
+    width = vector_width(dtype)
+
+    def fill(x: Array, y: Array, how: tuple[bool, int], into: Array) -> None:
+        _fill(x, sa, za, y, sb, zb, *constants, *how, into)
+
+    if same_memory(out, a, b):
+        x, y, into = memory_order(a), memory_order(b), memory_order(out)
+        for start, middle, end in chunks(out.size, target, width):
+            fill(x[start:middle], y[start:middle], body_is, into[start:middle])
+            fill(x[middle:end], y[middle:end], tail_is, into[middle:end])
+    else:
+        x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
+        nest = loops([out, x, y])
+        x, y = to_loop_order(x, nest), to_loop_order(y, nest)
+        body, tail = np.empty_like(x), np.empty_like(x)
+        fill(x, y, body_is, body)
+        fill(x, y, tail_is, tail)
+        out[...] = np.where(
+            body_mask(out, [a, b], target, width),
+            from_loop_order(body, nest, out.shape),
+            from_loop_order(tail, nest, out.shape),
+        )
+    return QTensor(out, scale, zero_point, None, dtype)
+
+
+def _u8(*values: int, scale: float = 1.0, zero_point: int = 0) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), scale, zero_point, None, quint8)
+
+
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp::qadd_kernel",
+)
+_TIES = ((_u8(1, 3, 4), _u8(0, 0, 5)), {"scale": 2.0, "zero_point": 7})
+
+OPS = (
+    Op(
+        name="quantized::add",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ENGINES, kernel),
+        source=_SOURCE,
+        cases=(
+            Case("ties", *_TIES, [8, 8, 12], "a short tensor is all tail: 7.5 and 8.5 go to 8"),
+            Case(
+                "body_ties",
+                (_u8(*[1] * 64, 1), _u8(*[0] * 65)),
+                {"scale": 2.0, "zero_point": 7},
+                [7] * 64 + [8],
+                "rint(0.5) + 7 in the body, rint(0.5 + 7) in the tail",
+            ),
+            Case(
+                "saturate",
+                (_u8(0, 255, zero_point=100), _u8(0, 255, zero_point=100)),
+                {"scale": 1.0, "zero_point": 7},
+                [0, 255],
+                "both ends",
+            ),
+            Case("empty", (_u8(), _u8()), {"scale": 1.0, "zero_point": 7}, [], "no elements"),
+        ),
+    ),
+    Op(
+        name="quantized::add_relu",
+        reference=reference_relu,
+        infer=infer,
+        kernels=dict.fromkeys(ENGINES, kernel_relu),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "negative",
+                (_u8(0, 101, zero_point=100), _u8(0, 255, zero_point=100)),
+                {"scale": 1.0, "zero_point": 7},
+                [7, 163],
+                "a negative sum becomes the zero point",
+            ),
+        ),
+    ),
+)

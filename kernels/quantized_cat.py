@@ -1,0 +1,362 @@
+"""``quantized::cat`` and ``quantized::cat_relu``: join quantized tensors along a dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import Shape, TensorType, format_shape, qint8, qint32, quint8
+from refquant.kernels import checks, rounding
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import (
+    channels_last,
+    empty_channels_last,
+    is_channels_last,
+    is_contiguous_channels_last,
+)
+from refquant.kernels.pointwise import body_rule, dequantize_body, quantize_body
+from refquant.kernels.rounding_jit import BEFORE, FUSED, dequantize, quantize
+
+Array = npt.NDArray[Any]
+VECTOR_WIDTH = 8
+
+
+def _is_nhwc(tensors: tuple[QTensor, ...], dim: int) -> bool:
+    """Whether torch takes its channels-last kernel (a negative ``dim`` does not)."""
+    return dim == 1 and all(
+        x.int_repr.ndim == 4 and is_contiguous_channels_last(x.int_repr) for x in tensors
+    )
+
+
+def _empty_result(tensors: tuple[QTensor, ...], dim: int) -> Array:
+    """Allocate the result: channels-last if all inputs are."""
+    arrays = [x.int_repr for x in tensors]
+    shape = list(arrays[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in arrays)
+    if _is_nhwc(tensors, dim) or all(map(is_channels_last, arrays)):
+        return empty_channels_last(tuple(shape), arrays[0].dtype)
+    return np.empty(shape, arrays[0].dtype)
+
+
+def reference(
+    *tensors: QTensor,
+    dim: int,
+    scale: float | None = None,
+    zero_point: int | None = None,
+    target: Target = Target(),
+) -> QTensor:
+    r"""Join quantized tensors along a dimension, each requantized to the result's parameters.
+
+    .. math:: q = \mathrm{clamp}(\mathrm{rint}(\mathrm{fma}(x, 1/s, z))), \quad
+              x = (q_i - z_i) s_i
+
+    qint32 rounds the product and the sum separately. Along ``dim=1`` of tensors with dense
+    channels-last memory torch has another kernel, whose roundings differ:
+
+    * an input that already has the result's parameters is copied;
+    * the first ``C // 8 * 8`` channels of each input are dequantized with
+      :math:`\mathrm{fma}(s_i, q_i, -s_i z_i)`, and the zero point is added after rounding;
+    * the other channels are dequantized with :math:`(q_i - z_i) s_i`, and the zero point is
+      added (in float32) before rounding.
+
+    Parameters
+    ----------
+    *tensors : QTensor, quint8, qint8 or qint32
+        Quantized per tensor, of one dtype; shapes agree except in ``dim``.
+    dim : int
+        Dimension to join along; ``-3`` is not ``1``: it never takes the channels-last kernel.
+    scale : float, optional
+        Scale of the result; that of the first tensor if None.
+    zero_point : int, optional
+        Zero point of the result; that of the first tensor if None.
+
+    Returns
+    -------
+    QTensor
+        Channels-last if all tensors are.
+
+    Raises
+    ------
+    VerifyError
+        If dtypes differ, shapes do not fit, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> a, b = QTensor(np.uint8([3]), 0.5, 0), QTensor(np.uint8([3]), 1.0, 0)
+    >>> reference(a, b, dim=0, scale=1.0, zero_point=1).int_repr
+    array([2, 4], dtype=uint8)
+    """
+    return _cat(tensors, dim, scale, zero_point, target, relu=False)
+
+
+def reference_relu(
+    *tensors: QTensor,
+    dim: int,
+    scale: float | None = None,
+    zero_point: int | None = None,
+    target: Target = Target(),
+) -> QTensor:
+    """Join quantized tensors along a dimension and clamp at 0.
+
+    No integer of the result is below its zero point; everything else is as in
+    ``quantized::cat``.
+
+    Examples
+    --------
+    >>> a = QTensor(np.uint8([3, 9]), 0.5, 7)
+    >>> reference_relu(a, dim=0, scale=0.5, zero_point=1).int_repr
+    array([1, 3], dtype=uint8)
+    """
+    return _cat(tensors, dim, scale, zero_point, target, relu=True)
+
+
+def _cat(
+    tensors: tuple[QTensor, ...],
+    dim: int,
+    scale: float | None,
+    zero_point: int | None,
+    target: Target,
+    *,
+    relu: bool,
+) -> QTensor:
+    dtype = tensors[0].dtype
+    s = float(tensors[0].scale if scale is None else scale)
+    z = int(tensors[0].zero_point if zero_point is None else zero_point)
+    convert = _requantize_nhwc if _is_nhwc(tensors, dim) else _requantize
+    out = _empty_result(tensors, dim)
+    out[...] = np.concatenate([convert(x, s, z, target) for x in tensors], dim)
+    if relu:
+        np.maximum(out, z, out=out)
+    return QTensor(out, s, z, None, dtype)
+
+
+def _requantize(x: QTensor, scale: float, zero_point: int, _target: Target) -> Array:
+    quantize = rounding.quantize_before if x.dtype == qint32 else rounding.quantize_fused
+    real = rounding.dequantize_plain(x.int_repr, float(x.scale), int(x.zero_point))
+    return quantize(real, scale, zero_point, x.dtype)
+
+
+def _requantize_nhwc(x: QTensor, scale: float, zero_point: int, target: Target) -> Array:
+    q, s, z = x.int_repr, float(x.scale), int(x.zero_point)
+    if (s, z) == (scale, zero_point):
+        return q
+    body = quantize_body(dequantize_body(q, s, z, target), scale, zero_point, x.dtype, target)
+    tail = rounding.quantize_before(
+        rounding.dequantize_plain(q, s, z), scale, zero_point, x.dtype
+    )
+    channels = q.shape[1]
+    in_body = np.arange(channels) < channels // VECTOR_WIDTH * VECTOR_WIDTH
+    return np.where(in_body.reshape(1, -1, 1, 1), body, tail)
+
+
+def infer(
+    *tensors: TensorType, dim: int, scale: float | None = None, zero_point: int | None = None
+) -> TensorType:
+    """Check dtypes, shapes and output parameters; lengths add up along ``dim``."""
+    if not tensors:
+        raise VerifyError("quantized::cat: at least one tensor is needed")
+    first = tensors[0]
+    axis = checks.dimension("quantized::cat", dim, first.rank)
+    length = first.shape[axis] if first.shape else 0
+    if not first.shape:
+        raise VerifyError("quantized::cat: tensors of rank 0 cannot be joined")
+    for i, x in enumerate(tensors):
+        checks.per_tensor("quantized::cat", x)
+        if x.dtype != first.dtype:
+            raise VerifyError(f"quantized::cat: dtypes differ: {first.dtype} and {x.dtype}")
+        if _without(x.shape, axis) != _without(first.shape, axis) or x.rank != first.rank:
+            shapes = f"{format_shape(first.shape)} and {format_shape(x.shape)}"
+            raise VerifyError(f"quantized::cat: shapes {shapes} differ outside dim {dim}")
+        if i:
+            length = length + x.shape[axis]
+    own_scale, own_zero_point = first.per_tensor()
+    qparams = checks.output_qparams(
+        "quantized::cat",
+        first.dtype,
+        own_scale if scale is None else scale,
+        own_zero_point if zero_point is None else zero_point,
+    )
+    return TensorType(first.dtype, (*first.shape[:axis], length, *first.shape[axis + 1 :]), qparams)
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+@jit
+def _fill(
+    x: Any,
+    scale: np.float32,
+    zero_point: int,
+    inverse: np.float32,
+    to: int,
+    floor: int,
+    high: int,
+    fused: bool,
+    rule: int,
+    begin: int,
+    end: int,
+    out: Any,
+    column: int,
+) -> None:
+    offset = np.float32(-scale * np.float32(zero_point))
+    for i in range(x.shape[0]):
+        for j in range(begin, end):
+            real = dequantize(x[i, j], scale, offset, zero_point, fused)
+            out[i, column + j] = quantize(real, inverse, to, floor, high, rule)
+
+
+@jit
+def _copy(x: Any, floor: int, out: Any, column: int) -> None:
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, column + j] = max(np.int64(x[i, j]), floor)
+
+
+def kernel(
+    *tensors: QTensor,
+    dim: int,
+    scale: float | None = None,
+    zero_point: int | None = None,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference`: each input in one compiled pass into its place."""
+    return _run(tensors, dim, scale, zero_point, target, relu=False)
+
+
+def kernel_relu(
+    *tensors: QTensor,
+    dim: int,
+    scale: float | None = None,
+    zero_point: int | None = None,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference_relu`: each input in one compiled pass into its place."""
+    return _run(tensors, dim, scale, zero_point, target, relu=True)
+
+
+def _run(
+    tensors: tuple[QTensor, ...],
+    dim: int,
+    scale: float | None,
+    zero_point: int | None,
+    target: Target,
+    *,
+    relu: bool,
+) -> QTensor:
+    dtype = tensors[0].dtype
+    s = float(tensors[0].scale if scale is None else scale)
+    z = int(tensors[0].zero_point if zero_point is None else zero_point)
+    low, high = dtype.limits
+    floor = z if relu else low
+    nhwc = _is_nhwc(tensors, dim)
+    out = _empty_result(tensors, dim)
+    last = not out.flags.c_contiguous
+    axis = dim % out.ndim
+    place = (out.ndim - 1 if axis == 1 else axis - (axis > 1)) if last else axis
+    memory = np.moveaxis(out, 1, -1) if last else out
+    rows = int(np.prod(memory.shape[:place]))
+    into = memory.reshape(rows, -1) if out.size else out.reshape(1, -1)
+    column = 0
+    for x in tensors:
+        q = x.int_repr
+        ordered = np.moveaxis(channels_last(q), 1, -1) if last else np.ascontiguousarray(q)
+        if not q.size:
+            continue
+        flat = ordered.reshape(rows, -1)
+        width = flat.shape[1]
+        if nhwc and (float(x.scale), int(x.zero_point)) == (s, z):
+            _copy(flat, floor, into, column)
+        else:
+            body = width // VECTOR_WIDTH * VECTOR_WIDTH if nhwc else 0
+            rest = BEFORE if nhwc or dtype == qint32 else FUSED
+            common = (np.float32(x.scale), int(x.zero_point), rounding.reciprocal(s), z)
+            fused, rule = target.fused_multiply_add, body_rule(dtype, target)
+            _fill(flat, *common, floor, high, fused, rule, 0, body, into, column)
+            _fill(flat, *common, floor, high, False, rest, body, width, into, column)
+        column += width
+    return QTensor(out, s, z, None, dtype)
+
+
+def _u8(*values: int, scale: float = 1.0, zero_point: int = 0) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), scale, zero_point, None, quint8)
+
+
+def _pixel(channels: int, value: int) -> QTensor:
+    return QTensor(np.full((1, channels, 1, 1), value, np.uint8), 1.0, 0, None, quint8)
+
+
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/TensorShape.cpp::quantized_cat_impl",
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
+    "::qcat_nhwc_kernel",
+)
+
+OPS = (
+    Op(
+        name="quantized::cat",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "ties",
+                (_u8(1, 3), _u8(5)),
+                {"dim": 0, "scale": 2.0, "zero_point": 7},
+                [8, 8, 10],
+                "the zero point is added before rounding: 7.5 and 8.5 go to 8",
+            ),
+            Case(
+                "nhwc_ties",
+                (_pixel(9, 1), _pixel(1, 3)),
+                {"dim": 1, "scale": 2.0, "zero_point": 7},
+                np.reshape([7] * 8 + [8, 8], (1, 10, 1, 1)),
+                "an (N, C, 1, 1) tensor counts as channels-last; 8 channels are a vector",
+            ),
+            Case(
+                "inherit",
+                (_u8(1, 255, scale=0.5, zero_point=3), _u8(3)),
+                {"dim": 0, "scale": None, "zero_point": None},
+                [1, 255, 9],
+                "parameters of the first tensor",
+            ),
+            Case(
+                "qint8",
+                (QTensor(np.int8([-128, 127]), 2.0, 0, None, qint8),),
+                {"dim": -1, "scale": 1.0, "zero_point": 0},
+                [-128, 127],
+                "saturation at both ends",
+            ),
+            Case(
+                "empty",
+                (_u8(), _u8(3)),
+                {"dim": 0, "scale": 1.0, "zero_point": 0},
+                [3],
+                "an input without elements",
+            ),
+        ),
+    ),
+    Op(
+        name="quantized::cat_relu",
+        reference=reference_relu,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "negative",
+                (_u8(1, 9, zero_point=3), _u8(3)),
+                {"dim": 0, "scale": 2.0, "zero_point": 7},
+                [7, 10, 8],
+                "no result is below the zero point",
+            ),
+        ),
+    ),
+)

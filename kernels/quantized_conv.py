@@ -1,0 +1,379 @@
+"""``quantized::conv1d``, ``conv2d``, ``conv3d`` and their ``_relu``: uint8 maps, int8 weight."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
+from refquant.kernels import checks, requantize
+from refquant.kernels.accumulate import (
+    BLOCK,
+    blocks,
+    centered_weight,
+    dot,
+    dot_saturating,
+    windows,
+)
+from refquant.kernels.layout import empty_channels_last
+from refquant.kernels.packing import Layout, PackedWeight, Rounding, Window, convolve
+from refquant.kernels.quantized_linear import check_weight
+
+F32 = npt.NDArray[np.float32]
+Ints = tuple[int, ...]
+
+
+def out_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
+    """Return the length of the output; ``size`` may be symbolic where the arithmetic is exact.
+
+    Examples
+    --------
+    >>> out_size(224, kernel=7, stride=2, padding=3, dilation=1)
+    112
+    """
+    return (size + (2 * padding - dilation * (kernel - 1) - 1 + stride)) // stride
+
+
+class Geometry(NamedTuple):
+    """Attributes of a convolution, one entry per spatial axis."""
+
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int
+
+    def out(self, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the size of the output map."""
+        attributes = zip(
+            sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True
+        )
+        return tuple(out_size(*axis) for axis in attributes)
+
+    def saturates(self, inputs: int, outputs: int) -> bool:
+        """Whether fbgemm takes its depthwise kernel, which adds products in pairs of 16 bits."""
+        kernel = self.kernel
+        return (
+            len(kernel) > 1
+            and self.groups == inputs
+            and outputs in (inputs, 2 * inputs)
+            and inputs % 8 == 0
+            and set(kernel) <= {3, 5, 7}
+            and kernel[-1] == kernel[-2]
+            and all(p == (k - 1) // 2 for p, k in zip(self.padding, kernel, strict=True))
+            and set(self.dilation) == {1}
+            and set(self.stride) <= {1, 2}
+        )
+
+
+def reference(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    r"""Convolve (cross-correlate), add the bias and requantise.
+
+    .. math:: acc_o = \sum_{c, k} (x_{c, o \cdot stride + k \cdot dilation - padding} - z_x)
+              (w_{o, c, k} - z_w)
+
+    is an exact int32 sum in which positions outside the map are real 0; it is rounded as in
+    ``quantized::linear``: per tensor weight ``v = fma(bias, 1 / a, float(acc))``, per channel
+    ``v = float(acc) + bias / a``, then ``rint(v * (a / scale)) + zero_point`` clamped to
+    [0, 255], with relu to [zero_point, 255].
+
+    **Depthwise exception.** fbgemm's depthwise kernel sums *pairs* of neighbouring taps (in
+    reading order, a last odd tap alone) of the raw bytes and saturates each pair to int16 before
+    anything else, on every machine:
+
+    .. math:: acc = \sum_i \mathrm{sat}_{16}(x_{2i} w_{2i} + x_{2i+1} w_{2i+1})
+              - z_x \sum w - z_w \sum x + z_x z_w K
+
+    It is taken for 2 or 3 spatial axes when groups = input channels, output channels = groups or
+    2 groups, groups % 8 = 0, kernel sizes in {3, 5, 7} with the last two equal, padding
+    (k - 1) / 2, dilation 1 and strides 1 or 2. No pair saturates while all inputs are <= 127.
+
+    Parameters
+    ----------
+    x : quint8 (N, C, ...)
+        Quantized per tensor, one to three spatial axes.
+    weight : qint8 (OC, C / groups, ...)
+        Quantized per tensor, or per channel along axis 0; zero points may differ from 0.
+    bias : float32 (OC,) or None
+        Added before rounding.
+    stride, padding, dilation : tuple of int
+        One entry per spatial axis; padding is added on both sides.
+    groups : int
+        Channels are split into groups that do not see each other.
+    scale, zero_point : float, int
+        Quantization parameters of the result.
+
+    Returns
+    -------
+    QTensor, quint8 (N, OC, ...), channels-last memory whatever the input's
+        Where ``|v * a / scale|`` reaches 2**31 the conversion to int32 overflows and gives the
+        lower bound.
+
+    Raises
+    ------
+    VerifyError
+        If shapes, dtypes or attributes do not fit.
+    UnsupportedError
+        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits.
+
+    Examples
+    --------
+    >>> x = QTensor(np.uint8([[[3, 5, 0]]]), 0.5, 1)
+    >>> w = QTensor(np.int8([[[1, 2]]]), 0.5, 0, None, qint8)
+    >>> reference(x, w, None, (1,), (1,), (1,), 1, 0.25, 10).int_repr
+    array([[[14, 20, 12,  9]]], dtype=uint8)
+    """
+    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
+    return _exact(x, weight, bias, geometry, Rounding(scale, zero_point, 0), target)
+
+
+def reference_relu(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Do :func:`reference` clamped to [zero_point, 255]: negative results become real 0."""
+    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
+    return _exact(x, weight, bias, geometry, Rounding(scale, zero_point, zero_point), target)
+
+
+def _exact(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    geometry: Geometry,
+    rounding: Rounding,
+    target: Target,
+) -> QTensor:
+    rule = requantize.rule_for("conv", requantize.CONVOLUTION, target)
+    kernel, stride, padding, dilation, groups = geometry
+    images, inputs = x.shape[:2]
+    channels = weight.shape[0]
+    out = geometry.out(x.shape[2:])
+    zero = int(x.zero_point)
+    constants = rule(float(x.scale), weight.scale, rounding.scale, bias, channels)
+    saturating = geometry.saturates(inputs, channels)
+    factor = centered_weight(weight).reshape(groups, channels // groups, -1)
+    weight_zero = np.broadcast_to(np.asarray(weight.zero_point, np.int64), (channels,))
+    y = empty_channels_last((images, channels, *out), np.uint8)
+    pixels = int(np.prod(out))
+    for image in range(images):
+        rows = np.moveaxis(y[image], 0, -1).reshape(pixels, channels)
+        for part in blocks(pixels, BLOCK // max(inputs * int(np.prod(kernel)), channels)):
+            seen = windows(
+                x.int_repr[image], part, out, kernel, stride, padding, dilation, zero
+            )
+            if saturating:
+                repeated = np.repeat(seen, channels // inputs, 1)
+                raw = weight.int_repr.reshape(channels, -1)
+                total = dot_saturating(repeated, zero, raw, weight_zero)
+            else:
+                total = dot(seen.reshape(len(seen), groups, -1), zero, factor)
+            rows[part] = requantize.apply(total, constants, rounding.zero_point, rounding.low)
+    return QTensor(y, rounding.scale, rounding.zero_point)
+
+
+def check_axes(op: str, rank: int, least: dict[str, tuple[Ints, int]]) -> None:
+    """Check that each attribute has one whole number per spatial axis, not below its least."""
+    for name, (values, smallest) in least.items():
+        fits = isinstance(values, tuple) and len(values) == rank
+        if not fits or any(not isinstance(v, int) or v < smallest for v in values):
+            raise VerifyError(f"{op}: {name} must be {rank} integers >= {smallest}, got {values}")
+
+
+def check_map(op: str, x: TensorType, rank: int) -> None:
+    """Check that the input is a quint8 map with ``rank`` spatial axes."""
+    checks.per_tensor(op, x, (quint8,))
+    if x.rank != rank + 2:
+        raise VerifyError(f"{op}: input must have rank {rank + 2}, got {format_shape(x.shape)}")
+
+
+def check_out(op: str, out: tuple[Size, ...]) -> None:
+    """Check that the output map is not empty."""
+    if any(isinstance(size, int) and size < 1 for size in out):
+        raise VerifyError(f"{op}: output size must be >= 1, got {format_shape(out)}")
+
+
+def infer(
+    x: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    *,
+    rank: int,
+) -> TensorType:
+    """Check operands and attributes; only the batch may be symbolic where sizes change."""
+    op = f"conv{rank}d"
+    check_map(op, x, rank)
+    check_weight(op, weight, rank + 2)
+    check_axes(
+        op, rank, {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
+    )
+    sizes = [size for size in weight.shape if isinstance(size, int)]
+    channels, inputs, *kernel = sizes
+    if groups < 1 or channels % groups:
+        raise VerifyError(f"{op}: groups must divide {channels} output channels, got {groups}")
+    if x.shape[1] != groups * inputs:
+        raise VerifyError(
+            f"{op}: weight {format_shape(weight.shape)} with groups={groups} needs "
+            f"{groups * inputs} input channels, got {x.shape[1]}"
+        )
+    checks.vector(op, bias, channels, "bias")
+    out = Geometry(tuple(kernel), stride, padding, dilation, groups).out(x.shape[2:])
+    check_out(op, out)
+    qparams = checks.output_qparams(op, quint8, scale, zero_point)
+    return TensorType(quint8, (x.shape[0], channels, *out), qparams)
+
+
+def _layout(shape: Ints, dilation: Ints, groups: int) -> Layout:
+    channels, inputs, *kernel = shape
+    if groups > 1 and inputs == 1 and channels // groups <= 4:
+        return Layout(groups, depthwise=True)
+    contiguous = groups == 1 and dilation[-1] == 1
+    return Layout(groups, run=kernel[-1] if contiguous else 1)
+
+
+def pack(weight: QTensor, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedWeight:
+    """Arrange the weight for :func:`kernel`."""
+    return PackedWeight.of(weight, _layout(weight.shape, dilation, groups))
+
+
+def kernel(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference` with the compiled tile."""
+    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
+    return _tiled(x, weight, bias, geometry, Rounding(scale, zero_point, 0), target)
+
+
+def kernel_relu(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference_relu` with the compiled tile."""
+    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
+    return _tiled(x, weight, bias, geometry, Rounding(scale, zero_point, zero_point), target)
+
+
+def _tiled(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    geometry: Geometry,
+    rounding: Rounding,
+    target: Target,
+) -> QTensor:
+    rule = requantize.rule_for("conv", requantize.CONVOLUTION, target)
+    kernel, stride, padding, dilation, groups = geometry
+    packed = pack(weight, dilation=dilation, groups=groups)
+    ones = (1,) * len(kernel)
+    window = Window(kernel, stride, dilation, padding, ones, geometry.out(x.shape[2:]))
+    saturating = geometry.saturates(x.shape[1], weight.shape[0])
+    y = convolve(x, packed, bias, window, rounding, rule, saturating)
+    return QTensor(y, rounding.scale, rounding.zero_point)
+
+
+def _attributes(rank: int, **changed: Any) -> dict[str, Any]:
+    ones = (1,) * rank
+    plain = {"stride": ones, "padding": (0,) * rank, "dilation": ones, "groups": 1}
+    return {**plain, "scale": 0.25, "zero_point": 10, **changed}
+
+
+def _cases(rank: int, relu: bool) -> tuple[Case, ...]:
+    ones = (1,) * rank
+    end = (1, 1, *ones[1:], -1)
+    line = QTensor(np.uint8([3, 5, 0]).reshape(end), 0.5, 1)
+    pair = QTensor(np.int8([1, 2]).reshape(end), 0.5, 0, None, qint8)
+    padding = {"padding": (*(0,) * (rank - 1), 1)}
+    padded = np.reshape([14, 20, 12, 10 if relu else 9], end)
+    cases = [
+        Case("padding", (line, pair, None), _attributes(rank, **padding), padded, "pad is real 0")
+    ]
+    if relu:
+        return tuple(cases)
+    bias = np.float32([0.125])
+    tied = np.reshape([20, 12], end)
+    cases.append(Case("ties", (line, pair, bias), _attributes(rank), tied, "10.5 and 2.5 to even"))
+    shape = (1, 8, *(3,) * rank)
+    bright = QTensor(np.full(shape, 255, np.uint8), 1.0, 0)
+    strong = QTensor(np.full((8, 1, *shape[2:]), 127, np.int8), 1.0, 0, None, qint8)
+    unpadded = _attributes(rank, groups=8, scale=3.0**rank * 255 * 127 / 200, zero_point=0)
+    exact = np.full((1, 8, *ones), 200)
+    why = "without padding depthwise sums are exact"
+    cases.append(Case("depthwise", (bright, strong, None), unpadded, exact, why))
+    if rank > 1:
+        one = QTensor(np.full((1, 8, *ones), 255, np.uint8), 1.0, 255)
+        attributes = _attributes(rank, padding=ones, groups=8, scale=2000.0, zero_point=255)
+        lost = 3**rank // 2 * (2 * 255 * 127 - 32767)
+        saturated = np.full((1, 8, *ones), 255 - round(lost / 2000))
+        why = "every input is real 0, yet each pair of taps saturates"
+        cases.append(Case("saturating", (one, strong, None), attributes, saturated, why))
+    return tuple(cases)
+
+
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp::PackedConvWeight::apply_impl",
+    "pytorch/FBGEMM/src/FbgemmConv.cc::fbgemmConv",
+    "pytorch/FBGEMM/src/GenerateI8Depthwise.cc::GenI8Depthwise",
+)
+
+OPS = tuple(
+    Op(
+        name=f"quantized::conv{rank}d{suffix}",
+        reference=formula,
+        infer=partial(infer, rank=rank),
+        kernels=dict.fromkeys(requantize.CONVOLUTION, fast),
+        pack=pack,
+        source=_SOURCE,
+        cases=_cases(rank, relu=bool(suffix)),
+    )
+    for rank in (1, 2, 3)
+    for suffix, formula, fast in (("", reference, kernel), ("_relu", reference_relu, kernel_relu))
+)

@@ -1,0 +1,114 @@
+"""From the int32 sums of a linear or a convolution to 8 bits, as each engine rounds it.
+
+A requantiser here is a pair: ``constants`` gives three float32 numbers per output channel, and
+the value is ``rint(fma(addend, factor, float(sum)) * multiplier) + zero_point``, clamped.
+The compiled tile applies the same three numbers in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import UnsupportedError
+from refquant.ir.target import Engine, Isa, Target
+from refquant.kernels.rounding import F32, fma
+
+Integers = npt.NDArray[Any]
+
+
+class Constants(NamedTuple):
+    """What the requantisation of one output channel multiplies and adds; float32 arrays."""
+
+    addend: F32
+    factor: F32
+    multiplier: F32
+
+
+def accumulator_scale(input_scale: float, weight_scale: float | npt.NDArray[Any]) -> F32:
+    """Return the real size of one unit of the sum: a float32 product of rounded scales."""
+    return np.float32(input_scale) * np.asarray(weight_scale, np.float32)
+
+
+def float_bias_constants(
+    input_scale: float,
+    weight_scale: float | npt.NDArray[Any],
+    scale: float,
+    bias: F32 | None,
+    channels: int,
+) -> Constants:
+    """Return fbgemm's constants: the bias stays float32.
+
+    With a weight quantized per tensor the bias enters as ``fma(bias, 1 / a, sum)``, with one
+    quantized per channel as ``sum + bias / a``, where ``a`` is the size of one unit of the sum.
+
+    Examples
+    --------
+    >>> float_bias_constants(0.5, 0.5, 0.125, np.float32([3]), 1)
+    Constants(addend=array([3.], dtype=float32), factor=array([4.], dtype=float32), \
+multiplier=array([2.], dtype=float32))
+    """
+    unit = accumulator_scale(input_scale, weight_scale)
+    addend = np.zeros(channels, np.float32)
+    factor = np.ones(channels, np.float32)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        if bias is not None and unit.ndim:
+            addend[:] = bias / unit
+        elif bias is not None:
+            addend[:] = bias
+            factor[:] = np.float32(1.0 / np.float64(unit))
+        multiplier = unit / np.float32(scale)
+    return Constants(addend, factor, np.full(channels, multiplier, np.float32))
+
+
+def apply(
+    total: npt.NDArray[np.int32], constants: Constants, zero_point: int, low: int
+) -> npt.NDArray[np.uint8]:
+    """Requantise sums whose last axis is the output channel.
+
+    The conversion to int32 gives the smallest integer where the product is 2**31 or more (or
+    NaN), so a sum that is far too large comes out as ``low``, not as 255.
+
+    Examples
+    --------
+    >>> c = Constants(np.float32([0.5]), np.float32([1]), np.float32([1]))
+    >>> apply(np.int32([[0], [1], [300]]), c, 3, 0).ravel()
+    array([  3,   5, 255], dtype=uint8)
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        real = fma(constants.addend, constants.factor, total.astype(np.float32))
+        scaled = real * constants.multiplier
+        whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
+    return np.clip(whole + zero_point, low, 255).astype(np.uint8)
+
+
+Rule = Callable[[float, Any, float, F32 | None, int], Constants]
+
+LINEAR: dict[Engine, Rule] = {
+    Engine.FBGEMM: float_bias_constants,
+    Engine.X86: float_bias_constants,
+}
+CONVOLUTION: dict[Engine, Rule] = {Engine.FBGEMM: float_bias_constants}
+
+
+def rule_for(op: str, rules: dict[Engine, Rule], target: Target) -> Rule:
+    """Return the rule of an engine.
+
+    Raises
+    ------
+    UnsupportedError
+        If the engine is not in ``rules``, or the sums of ``target.isa`` are not reproduced:
+        without VNNI fbgemm saturates pairs of products to 16 bits in every kernel.
+    """
+    if target.engine not in rules:
+        has = ", ".join(rules)
+        raise UnsupportedError(f"{op}: no numerics for engine {target.engine!s}; it has {has}")
+    if target.isa is not Isa.AVX512_VNNI:
+        raise UnsupportedError(
+            f"{op}: isa {target.isa!s} saturates sums to 16 bits, which is not reproduced; "
+            f"use {Isa.AVX512_VNNI!s}"
+        )
+    return rules[target.engine]

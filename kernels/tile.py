@@ -1,0 +1,750 @@
+"""The compiled core of linear and convolution: uint8 rows times packed int8 weights.
+
+One *tile* holds a few rows times two vectors of output channels in registers, runs along K four
+bytes at a time and rounds the sums to 8 bits (or to float32) before they leave the registers.
+Rows are byte offsets into the input and K is cut into equal *segments*, so a matrix, a pointwise
+convolution and a strided or dilated one are the same loop and no patches are copied.
+
+The instruction that multiplies four bytes is chosen when the code is generated, for the CPU that
+Numba compiles for; all choices are exact. The environment variable ``REFQUANT_ISA`` (one of
+``avx512vnni``, ``avxvnni``, ``avx512``, ``avx2``, ``generic``), read on import, overrides the
+choice, so that one machine can test them all. ``generic`` is plain LLVM for any CPU.
+Intrinsics and drivers share this file because Numba's cache only notices changes in the file
+of the function that it caches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from refquant.ir.errors import RefquantError
+from refquant.kernels.jit import jit
+from refquant.kernels.rounding import fma as numpy_fma
+
+Array = npt.NDArray[Any]
+
+VECTORS = 2  # vectors of output channels in a tile
+
+
+class Shape(NamedTuple):
+    """Registers of an instruction set: 32-bit lanes of a vector, rows of a tall and short tile."""
+
+    lanes: int
+    tall: int
+    short: int
+
+
+SHAPES = {
+    "avx512vnni": Shape(16, 12, 4),
+    "avxvnni": Shape(8, 6, 2),
+    "avx512": Shape(16, 8, 4),
+    "avx2": Shape(8, 4, 2),
+    "generic": Shape(4, 4, 2),
+}
+
+
+def _choose_isa() -> str:
+    forced = os.environ.get("REFQUANT_ISA")
+    if forced:
+        if forced not in SHAPES:
+            raise RefquantError(f"REFQUANT_ISA must be one of {', '.join(SHAPES)}, got {forced!r}")
+        return forced
+    if nb.config.DISABLE_JIT:
+        return "generic"
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    if "+avx512vnni" in features and "+avx512bw" in features:
+        return "avx512vnni"
+    if "+avxvnni" in features:
+        return "avxvnni"
+    if "+avx512bw" in features:
+        return "avx512"
+    return "avx2" if "+avx2" in features else "generic"
+
+
+ISA = _choose_isa()
+LANES = SHAPES[ISA].lanes
+PANEL = VECTORS * LANES  # output channels that lie together in packed weights
+BLOCK = 4 * LANES  # channels that a depthwise step computes together
+# Bytes that may be read (never used) past the last row of an input.
+SLACK = 4 * BLOCK
+
+# ---- LLVM building blocks ------------------------------------------------------------------
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32 = ir.FloatType()
+BYTES, INTS, LONGS, FLOATS = (ir.PointerType(kind) for kind in (I8, I32, I64, F32))
+
+
+def _vector(element: ir.Type, lanes: int) -> ir.VectorType:
+    return ir.VectorType(element, lanes)
+
+
+def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def _call(b: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
+
+
+def _splat(b: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    undefined = ir.Constant(_vector(value.type, lanes), ir.Undefined)
+    single = b.insert_element(undefined, value, I32(0))
+    return b.shuffle_vector(single, undefined, _constant(_vector(I32, lanes), 0))
+
+
+def _pick(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: list[int]) -> ir.Value:
+    return b.shuffle_vector(x, y, ir.Constant(_vector(I32, len(lanes)), lanes))
+
+
+def _load(b: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, kind: ir.Type) -> ir.Value:
+    at = b.bitcast(b.gep(pointer, [offset]), ir.PointerType(kind))
+    loaded = b.load(at)
+    loaded.align = 1
+    return loaded
+
+
+def _store(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
+    at = b.bitcast(b.gep(pointer, [offset]), ir.PointerType(value.type))
+    b.store(value, at).align = 1
+
+
+def _widened_pairs(
+    b: ir.IRBuilder, u: ir.Value, s: ir.Value
+) -> list[tuple[ir.Value, ir.Value]]:
+    """Split bytes into even and odd ones, widened to int16: unsigned ``u``, signed ``s``."""
+    wide = _vector(I16, 2 * u.type.count)
+    u, s = b.bitcast(u, wide), b.bitcast(s, wide)
+    eight = _constant(wide, 8)
+    even = b.and_(u, _constant(wide, 255)), b.ashr(b.shl(s, eight), eight)
+    odd = b.lshr(u, eight), b.ashr(s, eight)
+    return [even, odd]
+
+
+def _add_neighbours(b: ir.IRBuilder, isa: str, x: ir.Value, y: ir.Value) -> ir.Value:
+    """``x[2i] * y[2i] + x[2i+1] * y[2i+1]`` of int16 vectors, in int32."""
+    lanes = x.type.count // 2
+    name = {
+        ("avx512", 16): "llvm.x86.avx512.pmaddw.d.512",
+        ("avx512vnni", 16): "llvm.x86.avx512.pmaddw.d.512",
+        ("avx2", 8): "llvm.x86.avx2.pmadd.wd",
+        ("avxvnni", 8): "llvm.x86.avx2.pmadd.wd",
+    }.get((isa, lanes))
+    if name:
+        return _call(b, name, _vector(I32, lanes), x, y)
+    wide = _vector(I32, 2 * lanes)
+    product = b.mul(b.sext(x, wide), b.sext(y, wide))
+    even = _pick(b, product, product, list(range(0, 2 * lanes, 2)))
+    odd = _pick(b, product, product, list(range(1, 2 * lanes, 2)))
+    return b.add(even, odd)
+
+
+def _dot4(b: ir.IRBuilder, isa: str, total: ir.Value, u: ir.Value, s: ir.Value) -> ir.Value:
+    """Add to each int32 the products of four unsigned with four signed bytes; exact."""
+    if isa in ("avx512vnni", "avxvnni"):
+        bits = 32 * total.type.count
+        return _call(b, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, total, u, s)
+    for x, y in _widened_pairs(b, u, s):
+        total = b.add(total, _add_neighbours(b, isa, x, y))
+    return total
+
+
+def _dot4_saturating(
+    b: ir.IRBuilder, isa: str, total: ir.Value, u: ir.Value, s: ir.Value
+) -> ir.Value:
+    """Like ``_dot4``, but the sum of each pair of products saturates to int16."""
+    lanes = total.type.count
+    wide = _vector(I16, 2 * lanes)
+    name = {16: "llvm.x86.avx512.pmaddubs.w.512", 8: "llvm.x86.avx2.pmadd.ub.sw"}.get(lanes)
+    if name:
+        small = _vector(I8, 4 * lanes)
+        pair = _call(b, name, wide, b.bitcast(u, small), b.bitcast(s, small))
+    else:
+        even, odd = _widened_pairs(b, u, s)
+        pair = _call(b, f"llvm.sadd.sat.v{2 * lanes}i16", wide, b.mul(*even), b.mul(*odd))
+    return b.add(total, _add_neighbours(b, isa, pair, _constant(wide, 1)))
+
+
+def _to_int(b: ir.IRBuilder, isa: str, x: ir.Value) -> ir.Value:
+    """Round half to even; NaN and what int32 cannot hold give the smallest int32."""
+    lanes = x.type.count
+    kind = _vector(I32, lanes)
+    if isa == "generic":
+        magnitude = _call(b, f"llvm.fabs.v{lanes}f32", x.type, x)
+        fits = b.fcmp_ordered("<", magnitude, _constant(x.type, 2.0**31))
+        safe = b.select(fits, x, _constant(x.type, 0.0))
+        whole = b.fptosi(_call(b, f"llvm.rint.v{lanes}f32", x.type, safe), kind)
+        return b.select(fits, whole, _constant(kind, -(2**31)))
+    if lanes == 8:
+        return _call(b, "llvm.x86.avx.cvt.ps2dq.256", kind, x)
+    name = "llvm.x86.avx512.mask.cvtps2dq.512"
+    return _call(b, name, kind, x, _constant(kind, 0), I16(-1), I32(4))
+
+
+def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return _call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
+
+
+class _Limits(NamedTuple):
+    """Clamp before the zero point is added, so that the addition cannot overflow."""
+
+    low: ir.Value
+    high: ir.Value
+    zero_point: ir.Value
+
+
+def _requantize(
+    b: ir.IRBuilder,
+    isa: str,
+    total: ir.Value,
+    constants: tuple[ir.Value, ...],
+    limits: _Limits,
+) -> ir.Value:
+    addend, factor, multiplier = constants
+    lanes = total.type.count
+    real = _fma(b, addend, factor, b.sitofp(total, _vector(F32, lanes)))
+    whole = _to_int(b, isa, b.fmul(real, multiplier))
+    whole = _call(b, f"llvm.smin.v{lanes}i32", whole.type, whole, _splat(b, limits.high, lanes))
+    whole = _call(b, f"llvm.smax.v{lanes}i32", whole.type, whole, _splat(b, limits.low, lanes))
+    return b.add(whole, _splat(b, limits.zero_point, lanes))
+
+
+def _finish_uint8(
+    b: ir.IRBuilder, isa: str, total: ir.Value, constants: tuple[ir.Value, ...], limits: _Limits
+) -> ir.Value:
+    whole = _requantize(b, isa, total, constants, limits)
+    return b.trunc(whole, _vector(I8, total.type.count))
+
+
+def _finish_float32(
+    b: ir.IRBuilder, isa: str, total: ir.Value, constants: tuple[ir.Value, ...], limits: _Limits
+) -> ir.Value:
+    addend, _, multiplier = constants
+    return _fma(b, b.sitofp(total, _vector(F32, total.type.count)), multiplier, addend)
+
+
+# What a tile stores, by the element type of the output array.
+FINISH = {nb.types.uint8: _finish_uint8, nb.types.float32: _finish_float32}
+
+
+def _function(
+    module: ir.Module, name: str, arguments: list[ir.Type]
+) -> tuple[ir.Function, bool]:
+    """Return an out-of-line function and whether its body is still to be written."""
+    if name in module.globals:
+        return module.globals[name], False
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    return function, True
+
+
+def _tile_function(module: ir.Module, isa: str, height: int, element: Any) -> ir.Function:
+    """Emit ``height`` rows times ``VECTORS`` vectors: all of K, then the rounding."""
+    types = [BYTES, LONGS, BYTES, LONGS, I64, I64, INTS, FLOATS, FLOATS, FLOATS]
+    types += [I32, I32, I32, BYTES, I64]
+    function, new = _function(module, f"refquant_tile_{isa}_{height}_{element}", types)
+    if not new:
+        return function
+    x, rows, weights, segments, count, depth4, correction, *floats = function.args[:10]
+    low, high, zero_point, y, pitch = function.args[10:]
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    lanes = SHAPES[isa].lanes
+    kind = _vector(I32, lanes)
+    width = 4 * lanes
+    totals = [[b.alloca(kind) for _ in range(VECTORS)] for _ in range(height)]
+    panel = b.alloca(BYTES)
+    starts = [b.gep(x, [b.load(b.gep(rows, [I64(m)]))]) for m in range(height)]
+    for n in range(VECTORS):
+        begin = _load(b, correction, I64(n * lanes), kind)
+        for row in totals:
+            b.store(begin, row[n])
+    b.store(weights, panel)
+    with cgutils.for_range(b, count) as segment:
+        offset = b.load(b.gep(segments, [segment.index]))
+        heads = [b.gep(start, [offset]) for start in starts]
+        with cgutils.for_range(b, depth4) as step:
+            here = b.load(panel)
+            factors = [_load(b, here, I64(n * width), kind) for n in range(VECTORS)]
+            at = b.shl(step.index, I64(2))
+            for head, row in zip(heads, totals, strict=True):
+                four = _splat(b, _load(b, head, at, I32), lanes)
+                for total, factor in zip(row, factors, strict=True):
+                    b.store(_dot4(b, isa, b.load(total), four, factor), total)
+            b.store(b.gep(here, [I64(VECTORS * width)]), panel)
+    real = _vector(F32, lanes)
+    constants = [
+        tuple(_load(b, pointer, I64(n * lanes), real) for pointer in floats)
+        for n in range(VECTORS)
+    ]
+    # Rows upwards: what the last panel writes past a row's end is overwritten by the next row.
+    for m, row in enumerate(totals):
+        for n, total in enumerate(row):
+            limits = _Limits(low, high, zero_point)
+            value = FINISH[element](b, isa, b.load(total), constants[n], limits)
+            size = element.bitwidth // 8
+            first = b.add(b.mul(pitch, I64(m * size)), I64(n * lanes * size))
+            _store(b, value, y, first)
+    b.ret_void()
+    return function
+
+
+def _data(context: Any, b: ir.IRBuilder, kind: Any, value: ir.Value, first: ir.Value) -> ir.Value:
+    """Return the address of element ``first`` of a contiguous array."""
+    return b.gep(context.make_array(kind)(context, b, value).data, [first])
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[misc,untyped-decorator,unused-ignore]
+def _tile(
+    _typing: Any,
+    isa: Any,
+    height: Any,
+    x: Any,
+    x0: Any,
+    rows: Any,
+    row: Any,
+    weights: Any,
+    w0: Any,
+    segments: Any,
+    depth4: Any,
+    correction: Any,
+    addend: Any,
+    factor: Any,
+    multiplier: Any,
+    n0: Any,
+    low: Any,
+    high: Any,
+    zero_point: Any,
+    y: Any,
+    y0: Any,
+    pitch: Any,
+) -> Any:
+    i32, i64 = nb.types.int32, nb.types.int64
+    signature = nb.types.void(
+        *(isa, height, x, i64, rows, i64, weights, i64, segments, i64),
+        *(correction, addend, factor, multiplier, i64, i32, i32, i32, y, i64, i64),
+    )
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        n0 = args[14]
+
+        def data(index: int, first: ir.Value) -> ir.Value:
+            return _data(context, b, kinds[index], args[index], first)
+
+        function = _tile_function(b.module, isa.literal_value, height.literal_value, y.dtype)
+        count = context.make_array(kinds[8])(context, b, args[8]).nitems
+        arguments = [
+            *(data(2, args[3]), data(4, args[5]), b.bitcast(data(6, args[7]), BYTES)),
+            *(data(8, I64(0)), count, args[9]),
+            *(data(index, n0) for index in (10, 11, 12, 13)),
+            *args[15:18],
+            *(b.bitcast(data(18, args[19]), BYTES), args[20]),
+        ]
+        b.call(function, arguments)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _interleave(b: ir.IRBuilder, x: ir.Value, y: ir.Value, high: int, size: int) -> ir.Value:
+    """Interleave elements of ``size`` bytes of the low or high halves of each 16 bytes."""
+    count = x.type.count // size
+    kind = _vector(ir.IntType(8 * size), count)
+    per = 16 // size
+    lanes = [
+        index
+        for lane in range(0, count, per)
+        for k in range(per // 2)
+        for index in (lane + k + high * per // 2, lane + k + high * per // 2 + count)
+    ]
+    mixed = _pick(b, b.bitcast(x, kind), b.bitcast(y, kind), lanes)
+    return b.bitcast(mixed, x.type)
+
+
+def _narrow(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
+    """Turn four int32 vectors in the order of ``_interleave`` into bytes in channel order."""
+    lanes = parts[0].type.count
+    if isa != "generic":
+        word, byte = {
+            16: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
+            8: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
+        }[lanes]
+        half = _vector(I16, 2 * lanes)
+        words = [_call(b, word, half, parts[i], parts[i + 1]) for i in (0, 2)]
+        return _call(b, byte, _vector(I8, 4 * lanes), *words)
+    pairs = [_pick(b, parts[i], parts[i + 1], list(range(2 * lanes))) for i in (0, 2)]
+    order = np.argsort(depthwise_order(lanes)).tolist()
+    return b.trunc(_pick(b, *pairs, order), _vector(I8, 4 * lanes))
+
+
+def depthwise_order(lanes: int) -> Array:
+    """Return the channel of each int32 lane, vector after vector, of a depthwise block."""
+    in_lane = np.arange(lanes // 4)[:, None] * 16 + np.arange(4)
+    return np.concatenate([in_lane.ravel() + 4 * j for j in range(4)])
+
+
+def _depthwise_function(module: ir.Module, isa: str, saturating: bool) -> ir.Function:
+    """Emit a row of pixels of one block of channels: taps four at a time, then the rounding."""
+    types = [BYTES, I64, I64, LONGS, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
+    types += [I32, I32, I32, BYTES, I64]
+    function, new = _function(module, f"refquant_depthwise_{isa}_{saturating}", types)
+    if not new:
+        return function
+    x, step, pixels, taps, fours, weights, correction, *floats = function.args[:10]
+    low, high, zero_point, y, pitch = function.args[10:]
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    lanes = SHAPES[isa].lanes
+    kind, real = _vector(I32, lanes), _vector(F32, lanes)
+    small = _vector(I8, 4 * lanes)
+    dot = _dot4_saturating if saturating else _dot4
+    totals = [b.alloca(kind) for _ in range(4)]
+    with cgutils.for_range(b, pixels) as pixel:
+        here = b.gep(x, [b.mul(pixel.index, step)])
+        for j, total in enumerate(totals):
+            b.store(_load(b, correction, I64(j * lanes), kind), total)
+        with cgutils.for_range(b, fours) as four:
+            first = b.shl(four.index, I64(2))
+            t = []
+            for k in range(4):
+                tap = b.load(b.gep(taps, [b.add(first, I64(k))]))
+                t.append(_load(b, here, tap, small))
+            a, c = (_interleave(b, t[0], t[1], h, 1) for h in (0, 1))
+            d, e = (_interleave(b, t[2], t[3], h, 1) for h in (0, 1))
+            mixed = [_interleave(b, m, n, h, 2) for m, n in ((a, d), (c, e)) for h in (0, 1)]
+            base = b.mul(four.index, I64(16 * lanes))
+            for j, (total, u) in enumerate(zip(totals, mixed, strict=True)):
+                s = _load(b, weights, b.add(base, I64(4 * lanes * j)), kind)
+                b.store(dot(b, isa, b.load(total), b.bitcast(u, kind), s), total)
+        limits = _Limits(low, high, zero_point)
+        parts = []
+        for j, total in enumerate(totals):
+            constants = tuple(_load(b, pointer, I64(j * lanes), real) for pointer in floats)
+            parts.append(_requantize(b, isa, b.load(total), constants, limits))
+        _store(b, _narrow(b, isa, parts), y, b.mul(pixel.index, pitch))
+    b.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[misc,untyped-decorator,unused-ignore]
+def _depthwise_row(
+    _typing: Any,
+    isa: Any,
+    saturating: Any,
+    x: Any,
+    x0: Any,
+    step: Any,
+    pixels: Any,
+    taps: Any,
+    weights: Any,
+    w0: Any,
+    correction: Any,
+    addend: Any,
+    factor: Any,
+    multiplier: Any,
+    n0: Any,
+    low: Any,
+    high: Any,
+    zero_point: Any,
+    y: Any,
+    y0: Any,
+    pitch: Any,
+) -> Any:
+    i32, i64 = nb.types.int32, nb.types.int64
+    signature = nb.types.void(
+        *(isa, saturating, x, i64, i64, i64, taps, weights, i64),
+        *(correction, addend, factor, multiplier, i64, i32, i32, i32, y, i64, i64),
+    )
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        n0 = args[13]
+
+        def data(index: int, first: ir.Value) -> ir.Value:
+            return _data(context, b, kinds[index], args[index], first)
+
+        function = _depthwise_function(b.module, isa.literal_value, bool(saturating.literal_value))
+        count = context.make_array(kinds[6])(context, b, args[6]).nitems
+        arguments = [
+            *(data(2, args[3]), args[4], args[5], data(6, I64(0)), b.lshr(count, I64(2))),
+            *(b.bitcast(data(7, args[8]), BYTES), *(data(i, n0) for i in (9, 10, 11, 12))),
+            *args[14:17],
+            *(b.bitcast(data(17, args[18]), BYTES), args[19]),
+        ]
+        b.call(function, arguments)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+# ---- the same two steps in NumPy, where compilation is switched off --------------------------
+
+
+def _finish_numpy(
+    total: Array, constants: list[Array], low: int, high: int, zero_point: int, dtype: Any
+) -> Array:
+    addend, factor, multiplier = constants
+    real = total.astype(np.int32).astype(np.float32)
+    if dtype == np.float32:
+        return numpy_fma(real, multiplier, addend)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = numpy_fma(addend, factor, real) * multiplier
+        whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
+    return np.clip(whole, low, high) + zero_point
+
+
+def _tile_numpy(
+    isa: str,
+    height: int,
+    x: Array,
+    x0: int,
+    rows: Array,
+    row: int,
+    weights: Array,
+    w0: int,
+    segments: Array,
+    depth4: int,
+    correction: Array,
+    addend: Array,
+    factor: Array,
+    multiplier: Array,
+    n0: int,
+    low: int,
+    high: int,
+    zero_point: int,
+    y: Array,
+    y0: int,
+    pitch: int,
+) -> None:
+    columns = slice(n0, n0 + VECTORS * SHAPES[isa].lanes)
+    depth = np.arange(4 * depth4)
+    at = x0 + rows[row : row + height, None, None] + segments[:, None] + depth
+    taken = x[np.minimum(at, x.size - 1)].reshape(height, -1).astype(np.int64)
+    count = taken.shape[1]
+    width = columns.stop - n0
+    panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(0, 2, 1)
+    total = taken @ panel.reshape(count, width).astype(np.int64) + correction[columns]
+    constants = [values[columns] for values in (addend, factor, multiplier)]
+    finished = _finish_numpy(total, constants, low, high, zero_point, y.dtype)
+    for m in range(height):
+        y[y0 + m * pitch : y0 + m * pitch + width] = finished[m]
+
+
+def _depthwise_row_numpy(
+    isa: str,
+    saturating: int,
+    x: Array,
+    x0: int,
+    step: int,
+    pixels: int,
+    taps: Array,
+    weights: Array,
+    w0: int,
+    correction: Array,
+    addend: Array,
+    factor: Array,
+    multiplier: Array,
+    n0: int,
+    low: int,
+    high: int,
+    zero_point: int,
+    y: Array,
+    y0: int,
+    pitch: int,
+) -> None:
+    order = depthwise_order(SHAPES[isa].lanes)
+    block = order.size
+    columns = slice(n0, n0 + block)
+    at = x0 + np.arange(pixels)[:, None, None] * step + order[:, None] + taps
+    factors = weights[w0 : w0 + taps.size * block].reshape(-1, block, 4)
+    product = x[at].astype(np.int64) * factors.transpose(1, 0, 2).reshape(block, -1)
+    if saturating:
+        product = np.clip(product[..., 0::2] + product[..., 1::2], -(2**15), 2**15 - 1)
+    total = product.sum(-1) + correction[columns]
+    constants = [values[columns] for values in (addend, factor, multiplier)]
+    finished = _finish_numpy(total, constants, low, high, zero_point, y.dtype)
+    for pixel in range(pixels):
+        y[y0 + pixel * pitch + order] = finished[pixel]
+
+
+if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
+    _tile, _depthwise_row = _tile_numpy, _depthwise_row_numpy
+
+# ---- drivers ---------------------------------------------------------------------------------
+
+
+def _make_multiply(isa: str) -> Callable[..., None]:
+    # Free variables are part of Numba's cache key, so each ISA has its own cache entry.
+    tall, short = SHAPES[isa].tall, SHAPES[isa].short
+    panel = VECTORS * SHAPES[isa].lanes
+
+    @jit
+    def multiply(
+        x: Array,
+        step: int,
+        rows: Array,
+        count: int,
+        segments: Array,
+        depth4: int,
+        weights: Array,
+        groups: int,
+        group_step: int,
+        outputs: int,
+        correction: Array,
+        addend: Array,
+        factor: Array,
+        multiplier: Array,
+        low: int,
+        high: int,
+        zero_point: int,
+        y: Array,
+    ) -> None:
+        """Compute ``count`` rows of ``groups * outputs`` channels into the flat array ``y``.
+
+        Row ``r`` begins at byte ``r // rows.size * step + rows[r % rows.size]`` of ``x``, plus
+        ``group_step`` per group.
+        """
+        panels = (outputs + panel - 1) // panel
+        panel_bytes = segments.size * depth4 * 4 * panel
+        pitch = groups * outputs
+        scratch = np.empty(tall * panel, y.dtype)
+        # Rows whose bytes stay in the L2 cache while all panels pass by.
+        chunk = max(tall, 262144 // max(1, segments.size * depth4 * 4) // tall * tall)
+        for block in range((count + rows.size - 1) // rows.size):
+            done = block * rows.size
+            size = min(rows.size, count - done)
+            for start in range(0, size, chunk):
+                stop = min(start + chunk, size)
+                for group in range(groups):
+                    x0 = block * step + group * group_step
+                    # Panels downwards: where the last one overhangs, others write later.
+                    for p in range(panels - 1, -1, -1):
+                        n0 = p * panel
+                        live = min(panel, outputs - n0)
+                        lane = (group * panels + p) * panel
+                        w0 = (group * panels + p) * panel_bytes
+                        m = start
+                        while m < stop:
+                            left = stop - m
+                            if left > 2 * short and stop - start >= tall:
+                                height = tall
+                                m = min(m, stop - tall)  # do a few rows again: same values
+                            elif stop - start >= short:
+                                height = short
+                                m = min(m, stop - short)
+                            else:
+                                height = 1
+                            first = (done + m) * pitch + group * outputs + n0
+                            end = first + (height - 1) * pitch + panel
+                            direct = live == panel or (groups == 1 and end <= y.size)
+                            if direct:
+                                out, y0, ldy = y, first, pitch
+                            else:
+                                out, y0, ldy = scratch, 0, panel
+                            if height == tall:
+                                _tile(
+                                    isa, tall, x, x0, rows, m, weights, w0, segments, depth4,
+                                    correction, addend, factor, multiplier, lane,
+                                    low, high, zero_point, out, y0, ldy,
+                                )  # fmt: skip
+                            elif height == short:
+                                _tile(
+                                    isa, short, x, x0, rows, m, weights, w0, segments, depth4,
+                                    correction, addend, factor, multiplier, lane,
+                                    low, high, zero_point, out, y0, ldy,
+                                )  # fmt: skip
+                            else:
+                                _tile(
+                                    isa, 1, x, x0, rows, m, weights, w0, segments, depth4,
+                                    correction, addend, factor, multiplier, lane,
+                                    low, high, zero_point, out, y0, ldy,
+                                )  # fmt: skip
+                            if not direct:
+                                for i in range(height):
+                                    for j in range(live):
+                                        y[first + i * pitch + j] = scratch[i * panel + j]
+                            m += height
+
+    return multiply
+
+
+def _make_depthwise(isa: str) -> Callable[..., None]:
+    block = 4 * SHAPES[isa].lanes
+
+    @jit
+    def depthwise(
+        x: Array,
+        images: int,
+        image_step: int,
+        rows: Array,
+        step: int,
+        pixels: int,
+        taps: Array,
+        weights: Array,
+        channels: int,
+        correction: Array,
+        addend: Array,
+        factor: Array,
+        multiplier: Array,
+        low: int,
+        high: int,
+        zero_point: int,
+        saturating: bool,
+        y: Array,
+    ) -> None:
+        """Compute ``images`` maps of ``rows.size`` rows of ``pixels`` pixels into ``y``.
+
+        Row ``r`` begins at byte ``rows[r]`` of its image, its pixels are ``step`` bytes apart and
+        tap ``t`` of a pixel lies ``taps[t]`` bytes further.
+        """
+        blocks = (channels + block - 1) // block
+        scratch = np.empty(pixels * block, y.dtype)
+        for image in range(images):
+            for row in range(rows.size):
+                x0 = image * image_step + rows[row]
+                first = (image * rows.size + row) * pixels * channels
+                # Blocks downwards: where the last one overhangs, others write later.
+                for part in range(blocks - 1, -1, -1):
+                    lane = part * block
+                    w0 = part * taps.size * block
+                    end = first + (pixels - 1) * channels + lane + block
+                    direct = end <= y.size
+                    if direct:
+                        out, y0, ldy = y, first + lane, channels
+                    else:
+                        out, y0, ldy = scratch, 0, block
+                    if saturating:
+                        _depthwise_row(
+                            isa, 1, x, x0 + lane, step, pixels, taps, weights, w0,
+                            correction, addend, factor, multiplier, lane,
+                            low, high, zero_point, out, y0, ldy,
+                        )  # fmt: skip
+                    else:
+                        _depthwise_row(
+                            isa, 0, x, x0 + lane, step, pixels, taps, weights, w0,
+                            correction, addend, factor, multiplier, lane,
+                            low, high, zero_point, out, y0, ldy,
+                        )  # fmt: skip
+                    if not direct:
+                        live = min(block, channels - lane)
+                        for i in range(pixels):
+                            for j in range(live):
+                                y[first + i * channels + lane + j] = scratch[i * block + j]
+
+    return depthwise
+
+
+multiply = _make_multiply(ISA)
+depthwise = _make_depthwise(ISA)

@@ -1,0 +1,165 @@
+"""Linear and convolution cases whose values before rounding lie within 3 ulp of k + 0.5.
+
+Plain random data does not tell one order of roundings from another: almost no value comes near
+a tie. Here the bias, the weight scale or the output scale is solved for, so that one output pixel
+per channel hugs a tie.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.qtensor import QTensor
+from refquant.ir.types import qint8
+from refquant.kernels.accumulate import centered_weight, dot, dot_saturating, windows
+from refquant.kernels.quantized_conv import Geometry
+
+Array = npt.NDArray[Any]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def shifted(x: Array, ulps: Array) -> Array:
+    """Move float32 numbers by a few units in the last place, away from zero if positive."""
+    bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
+    return (bits + ulps).astype(np.int32).view(np.float32)
+
+
+def weight_tensor(
+    rng: np.random.Generator, shape: tuple[int, ...], per_channel: bool, symmetric: bool
+) -> QTensor:
+    """Return int8 weights with random zero points; scales are set by :func:`hug`."""
+    integers = rng.integers(-128, 128, shape).astype(np.int8)
+    if not per_channel:
+        return QTensor(integers, 1.0, 0 if symmetric else int(rng.integers(-128, 128)), None, qint8)
+    zero = np.zeros(shape[0]) if symmetric else rng.integers(-128, 128, shape[0])
+    return QTensor(integers, np.ones(shape[0]), zero.astype(np.int64), 0, qint8)
+
+
+def hug(
+    rng: np.random.Generator, x: QTensor, weight: QTensor, total: Array, with_bias: bool
+) -> tuple[QTensor, Array | None, float, int]:
+    """Choose scales, bias and zero point so that ``total`` (one sum a channel) rounds at ties.
+
+    Returns the weight with its scales, the bias, the output's scale and zero point.
+    """
+    channels = total.size
+    zero_point = int(rng.integers(40, 215))
+    tie = rng.integers(-zero_point, 255 - zero_point, channels) + 0.5
+    scale = float(np.exp(rng.uniform(-6, 2)))
+    sums = np.where(total == 0, 1, total).astype(np.float64)
+    per_channel = weight.axis is not None
+    bias = None
+    if with_bias:
+        size = np.exp(rng.uniform(-1, 3, channels if per_channel else ())) * scale
+        step = size / (float(x.scale) * np.abs(sums).max())
+        bias = shifted(tie * scale - total * float(x.scale) * step, rng.integers(-3, 4, channels))
+    elif per_channel:
+        step = np.abs(tie * scale / (float(x.scale) * sums))
+        step = shifted(step, rng.integers(-2, 3, channels)).astype(np.float64)
+    else:
+        step = np.exp(rng.uniform(-9, -2))
+        scale = float(abs(sums[0] * float(x.scale) * step / tie[0]))
+        scale = float(shifted(np.float32(scale), rng.integers(-2, 3)))
+    step = step if per_channel else float(step)
+    scaled = QTensor(weight.int_repr, step, weight.zero_point, weight.axis, qint8)
+    return scaled, bias, scale, zero_point
+
+
+def activation(rng: np.random.Generator, shape: tuple[int, ...], reduced: bool) -> QTensor:
+    """Return a uint8 tensor, of 7 bits where ``reduced``."""
+    integers = rng.integers(0, 128 if reduced else 256, shape).astype(np.uint8)
+    zero_point = int(rng.integers(0, 128 if reduced else 256)) if rng.random() < 0.85 else 0
+    return QTensor(integers, float(np.exp(rng.uniform(-6, 1))), zero_point)
+
+
+def linear(
+    rng: np.random.Generator, per_channel: bool, with_bias: bool, symmetric: bool = True
+) -> Call:
+    """Draw a linear; about one output in each column lies at a tie."""
+    rows = int(rng.choice([1, 2, 3, 4, 5, 11, 13, 30]))
+    depth, channels = int(rng.integers(1, 90)), int(rng.integers(1, 100))
+    x = activation(rng, (rows, depth), reduced=rng.random() < 0.3)
+    weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
+    pixel = x.int_repr[rng.integers(rows), None, None]
+    total = dot(pixel, int(x.zero_point), centered_weight(weight)[None])[0]
+    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    return (x, weight, bias), {"scale": scale, "zero_point": zero_point}
+
+
+KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast")
+
+
+def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, ...], Geometry]:
+    """Draw a weight shape and a geometry of one kind."""
+    ones = (1,) * rank
+    kernel = tuple(int(k) for k in rng.integers(1, 4, rank))
+    if kind in ("fast", "nearly_fast"):
+        groups = int(rng.choice([8, 16, 24, 64, 72]))
+        size = int(rng.choice([3, 3, 5, 7] if rank == 2 else [3, 3, 3, 5]))
+        first = (int(rng.choice([3, 5])),) if rank == 3 else ()
+        kernel = (*first, *(size,) * (rank - len(first)))
+        stride = tuple(int(s) for s in rng.integers(1, 3, rank))
+        padding = tuple(k // 2 for k in kernel)
+        dilation, outputs = ones, groups * int(rng.choice([1, 1, 2]))
+        if kind == "nearly_fast":
+            change = rng.integers(5)
+            if change == 0:
+                groups, outputs = groups + 1, (groups + 1) * (outputs // groups)
+            elif change == 1:
+                padding = (*padding[:-1], padding[-1] + 1)
+            elif change == 2:
+                dilation = (*ones[:-1], 2)
+            elif change == 3:
+                stride = (*stride[:-1], 3)
+            else:
+                outputs = groups * 3
+        return (outputs, 1, *kernel), Geometry(kernel, stride, padding, dilation, groups)
+    stride = tuple(int(s) for s in rng.integers(1, 4, rank))
+    dilation = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
+    if kind == "pointwise":
+        kernel = ones
+    padding = tuple(int(rng.integers(0, k + 1)) for k in kernel)
+    groups, inputs, outputs = {
+        "dense": (1, int(rng.integers(1, 40)), int(rng.integers(1, 80))),
+        "pointwise": (1, int(rng.integers(1, 80)), int(rng.integers(1, 80))),
+        "grouped": tuple(int(v) for v in rng.integers((2, 1, 1), (6, 10, 40))),
+        "depthwise": (int(rng.integers(2, 140)), 1, int(rng.integers(1, 6))),
+    }[kind]
+    geometry = Geometry(kernel, stride, padding, dilation, groups)
+    return (outputs * groups, inputs, *kernel), geometry
+
+
+def convolution(
+    rng: np.random.Generator,
+    kind: str,
+    rank: int,
+    per_channel: bool,
+    with_bias: bool,
+    symmetric: bool = True,
+) -> Call:
+    """Draw a convolution; one output pixel in each channel lies at a tie."""
+    shape, geometry = _shape(rng, kind, rank)
+    spans = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
+    sizes = [max(1, s - p) + int(rng.integers(0, 5)) for s, p in zip(spans, geometry.padding)]  # noqa: B905
+    images, inputs = int(rng.choice([1, 3])), shape[1] * geometry.groups
+    x = activation(rng, (images, inputs, *sizes), reduced=rng.random() < 0.2)
+    weight = weight_tensor(rng, shape, per_channel, symmetric)
+    out = geometry.out(tuple(sizes))
+    pixel = int(rng.integers(np.prod(out)))
+    zero, part = int(x.zero_point), slice(pixel, pixel + 1)
+    seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
+    if geometry.saturates(inputs, shape[0]):
+        raw = weight.int_repr.reshape(shape[0], -1)
+        weight_zero = np.broadcast_to(np.asarray(weight.zero_point, np.int64), shape[:1])
+        repeated = np.repeat(seen, shape[0] // inputs, 1)
+        total = dot_saturating(repeated, zero, raw, weight_zero)[0]
+    else:
+        factor = centered_weight(weight).reshape(geometry.groups, -1, int(np.prod(shape[1:])))
+        total = dot(seen.reshape(1, geometry.groups, -1), zero, factor)[0]
+    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    _, stride, padding, dilation, groups = geometry
+    attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return (x, weight, bias), {**attributes, "scale": scale, "zero_point": zero_point}
