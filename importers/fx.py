@@ -575,3 +575,24 @@ def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Te
         torch.set_num_threads(threads)
         torch.backends.quantized.engine = engine
     return recorded
+
+
+def load_saved(path: str) -> Any:
+    """Load a module that ``torch.save`` wrote.
+
+    Raises
+    ------
+    VerifyError
+        If the file does not hold a torch module.
+    """
+    torch = _torch()
+    try:
+        module = torch.load(path, weights_only=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerifyError(f"{path}: not a module saved by torch ({reason})") from None
+    if not isinstance(module, torch.nn.Module):
+        raise VerifyError(f"{path}: holds {type(module).__name__}, expected a GraphModule")
+    return module

@@ -336,7 +336,7 @@ def parse(text: str, tensors: Mapping[str, Tensor] | None = None) -> Graph:
     """
     graph = Graph()
     values: dict[str, Value] = {}
-    lines = [_Line(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [_Line(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise VerifyError("text: empty; expected 'refquant 1' on the first line")
     _check_version(lines[0])

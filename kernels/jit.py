@@ -1,8 +1,11 @@
-"""How every kernel is compiled: one decorator, and the exact fused multiply-add."""
+"""How every kernel is compiled and cached: one decorator, and the exact fused multiply-add."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba as nb
@@ -14,12 +17,34 @@ from refquant.kernels.rounding import fma as numpy_fma
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _cache_folder() -> str:
+    """Return a folder named by the contents of all kernel files.
+
+    Numba notices a change of the file a kernel stands in, but not of an intrinsic or a callee
+    in another file; with this name a changed source never meets an old machine code.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    root = Path(home) if home else Path.home() / ".cache"
+    return str(root / "refquant" / digest.hexdigest()[:16])
+
+
+CACHE_FOLDER = _cache_folder()
+
+
 def jit(function: F) -> F:
     """Compile with a disk cache, without the GIL and with C's rules for division by zero.
 
     Never with fastmath: contraction or reordering would change bits.
     """
-    return cast(F, nb.njit(cache=True, nogil=True, error_model="numpy")(function))
+    others = nb.config.CACHE_DIR
+    nb.config.CACHE_DIR = CACHE_FOLDER
+    try:
+        return cast(F, nb.njit(cache=True, nogil=True, error_model="numpy")(function))
+    finally:
+        nb.config.CACHE_DIR = others
 
 
 @intrinsic
@@ -44,5 +69,3 @@ else:
     def fma(a: np.float32, b: np.float32, c: np.float32) -> np.float32:
         """Return ``a * b + c`` with one rounding."""
         return _llvm_fma(np.float32(a), np.float32(b), np.float32(c))  # type: ignore[no-any-return]
-
-

@@ -100,6 +100,7 @@ class PackedWeight(QTensor):
 
     Examples
     --------
+    >>> from refquant.ir.types import qint8
     >>> w = QTensor(np.int8([[1, 2, 3], [4, 5, 6]]), 0.5, 0, None, qint8)
     >>> packed = PackedWeight.of(w, Layout())
     >>> packed.int_repr.tolist(), PackedWeight.of(packed, Layout()) is packed

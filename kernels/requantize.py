@@ -85,11 +85,31 @@ def apply(
     return np.clip(whole + zero_point, low, 255).astype(np.uint8)
 
 
+def dequantize_constants(
+    input_scale: float,
+    weight_scale: float | npt.NDArray[Any],
+    _scale: float,
+    bias: F32 | None,
+    channels: int,
+) -> Constants:
+    """Return what turns sums into float32: ``fma(float(sum), multiplier, addend)``.
+
+    Without a bias the addend is -0.0, which leaves every product as it is.
+    """
+    unit = accumulator_scale(input_scale, weight_scale)
+    addend = np.full(channels, -0.0, np.float32) if bias is None else bias
+    return Constants(addend, np.ones(channels, np.float32), np.full(channels, unit, np.float32))
+
+
 Rule = Callable[[float, Any, float, F32 | None, int], Constants]
 
 LINEAR: dict[Engine, Rule] = {
     Engine.FBGEMM: float_bias_constants,
     Engine.X86: float_bias_constants,
+}
+LINEAR_DYNAMIC: dict[Engine, Rule] = {
+    Engine.FBGEMM: dequantize_constants,
+    Engine.X86: dequantize_constants,
 }
 CONVOLUTION: dict[Engine, Rule] = {Engine.FBGEMM: float_bias_constants}
 

@@ -44,6 +44,13 @@ def test_reference_and_kernels_give_the_written_result(op: Op, case: Case) -> No
             check(function(*operands, **case.attributes), case.expected)
 
 
+def fits(inferred: TensorType, actual: TensorType) -> bool:
+    """Whether types agree; quantization parameters chosen from the data cannot be inferred."""
+    if inferred.dtype.is_quantized and inferred.qparams is None:
+        actual = TensorType(actual.dtype, actual.shape)
+    return inferred == actual
+
+
 @pytest.mark.parametrize(("op", "case"), CASES)
 def test_the_inferred_type_is_the_type_of_the_result(op: Op, case: Case) -> None:
     types = [None if x is None else type_of(x) for x in case.operands]
@@ -51,9 +58,10 @@ def test_the_inferred_type_is_the_type_of_the_result(op: Op, case: Case) -> None
     engine = next(iter(op.kernels), Engine.FBGEMM)
     result = op.bind(Target(engine), fast=False)(*case.operands, **case.attributes)
     if isinstance(inferred, TensorType):
-        assert inferred == type_of(result)
+        assert fits(inferred, type_of(result))
     else:
-        assert list(inferred) == [type_of(part) for part in result]
+        pairs = zip(inferred, result, strict=True)
+        assert all(fits(one, type_of(part)) for one, part in pairs)
 
 
 @pytest.mark.parametrize("op", [pytest.param(op, id=op.name) for op in OPS.values()])

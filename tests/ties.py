@@ -7,15 +7,21 @@ per channel hugs a tie.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+import refquant  # noqa: F401  (registers the ops)
+from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import qint8
+from refquant.ir.target import Target
+from refquant.ir.types import qint8, quint8
 from refquant.kernels.accumulate import centered_weight, dot, dot_saturating, windows
+from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.quantized_conv import Geometry
+from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
 
 Array = npt.NDArray[Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -163,3 +169,99 @@ def convolution(
     _, stride, padding, dilation, groups = geometry
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return (x, weight, bias), {**attributes, "scale": scale, "zero_point": zero_point}
+
+
+def _transposed_sums(x: QTensor, weight: QTensor, at: Any, geometry: Transposed) -> Array:
+    """Return the sums of one output pixel by asking each tap which input it came from."""
+    kernel, stride, padding, _, dilation = geometry
+    inputs = x.int_repr[0].astype(np.int64) - int(x.zero_point)
+    factor = weight.int_repr.astype(np.int64) - int(weight.zero_point)
+    sums = np.zeros(weight.shape[:2], np.int64)
+    for tap in np.ndindex(*kernel):
+        axes = zip(at, tap, stride, padding, dilation, strict=True)
+        from_start = [(o + p - k * d, s) for o, k, s, p, d in axes]
+        index = tuple(distance // s for distance, s in from_start)
+        hit = all(distance % s == 0 for distance, s in from_start)
+        if hit and all(0 <= i < n for i, n in zip(index, x.shape[2:], strict=True)):
+            sums += inputs[(slice(None), *index)][:, None] * factor[(..., *tap)]
+    return sums
+
+
+def transposed(
+    rng: np.random.Generator, rank: int, with_bias: bool, symmetric: bool = True
+) -> Call:
+    """Draw a transposed convolution; one output pixel in each channel lies at a tie."""
+
+    def draw(low: Any, high: Any) -> tuple[int, ...]:
+        return tuple(int(v) for v in rng.integers(low, high, rank))
+
+    kernel, stride, dilation = draw(1, 4), draw(1, 4), draw(1, 3)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    padding = draw(0, [span + 1 for span in spans])
+    sizes = tuple(2 * p + int(n) for p, n in zip(padding, draw(1, 5), strict=True))
+    extra = tuple(int(rng.integers(0, max(sd))) for sd in zip(stride, dilation, strict=True))
+    groups = int(rng.choice([1, 1, 2, 9]))
+    inputs, each = int(rng.choice([1, 2, 5, 8])), int(rng.integers(1, 40 if groups == 1 else 5))
+    geometry = Transposed(kernel, stride, padding, extra, dilation)
+    x = activation(rng, (int(rng.choice([1, 2])), groups * inputs, *sizes), rng.random() < 0.2)
+    weight = weight_tensor(rng, (groups * inputs, each, *kernel), False, symmetric)
+    at = [int(rng.integers(o)) for o in geometry.out(sizes)]
+    sums = _transposed_sums(x, weight, at, geometry)
+    total = sums.reshape(groups, inputs, each).sum(1).ravel()
+    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    attributes = {**geometry._asdict(), "groups": groups, "scale": scale, "zero_point": zero_point}
+    del attributes["kernel"]
+    return (x, weight, bias), attributes
+
+
+def dynamic(
+    rng: np.random.Generator,
+    per_channel: bool,
+    with_bias: bool,
+    reduce_range: bool,
+    symmetric: bool = True,
+) -> Call:
+    """Draw a dynamic linear; half of the inputs lie at ties of their quantization."""
+    rows, depth, channels = (int(n) for n in rng.integers(1, (8, 90, 80)))
+    x = rng.normal(size=(rows, depth)) * np.exp(rng.uniform(-12, 3))
+    x = (np.abs(x) if rng.random() < 0.2 else x).astype(np.float32)
+    low, high = x.min(), x.max()
+    step, zero_point = choose_qparams(low, high, *quint8.limits, reduce_range)
+    tied = (rng.integers(0, 256, x.shape) - zero_point + 0.5) * step
+    tied = shifted(tied, rng.integers(-2, 3, x.shape))
+    inner = (x != low) & (x != high) & (tied > low) & (tied < high) & (rng.random(x.shape) < 0.5)
+    x = np.where(inner, tied, x)
+    weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
+    scale = np.exp(rng.uniform(-9, -2, channels if per_channel else ()))
+    scale = scale if per_channel else float(scale)
+    weight = QTensor(weight.int_repr, scale, weight.zero_point, weight.axis, qint8)
+    bias = rng.normal(size=channels).astype(np.float32) if with_bias else None
+    return (x, weight, bias), {"reduce_range": reduce_range}
+
+
+def digest() -> str:
+    """Run a few cases of every kind through the compiled tile; return a hash of the results."""
+    rng = np.random.default_rng(7)
+    calls = [("quantized::linear", linear(rng, i % 2 > 0, True, i % 3 > 0)) for i in range(12)]
+    calls += [
+        ("quantized::linear_dynamic", dynamic(rng, i % 2 > 0, i % 3 > 0, False)) for i in range(4)
+    ]
+    calls += [
+        ("quantized::conv2d", convolution(rng, kind, 2, i % 2 > 0, True, i % 3 > 0))
+        for kind in KINDS
+        for i in range(6)
+    ]
+    calls += [("quantized::conv_transpose2d", transposed(rng, 2, True)) for _ in range(4)]
+    huge = QTensor(np.full((3, 64), 127, np.int8), 1e5, 0, None, qint8)
+    white = QTensor(np.full((5, 64), 255, np.uint8), 0.5, 0)
+    calls.append(("quantized::linear", ((white, huge, None), {"scale": 1.0, "zero_point": 9})))
+    seen = hashlib.sha256()
+    for name, (operands, attributes) in calls:
+        result = OPS[name].bind(Target(), fast=True)(*operands, **attributes)
+        array = result.int_repr if isinstance(result, QTensor) else result
+        seen.update(np.ascontiguousarray(array).tobytes())
+    return seen.hexdigest()
+
+
+if __name__ == "__main__":
+    print(digest())

@@ -1,0 +1,208 @@
+"""``aten::mean``: the average over some or all dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
+from refquant.ir.types import Dim, TensorType, quint8
+from refquant.kernels import checks, rounding
+from refquant.kernels.float_sum import sum_dims
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.kernels.rounding_jit import to_int
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
+
+
+def _dims(rank: int, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the reduced dimensions, sorted; None and an empty list mean all."""
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+        return tuple(range(rank))
+    return tuple(sorted(d % max(rank, 1) for d in ([dim] if isinstance(dim, int) else dim)))
+
+
+def _is_innermost(x: Array, dims: tuple[int, ...]) -> bool:
+    """Whether the integer kernel applies: the last dimensions of a C-contiguous array."""
+    return dims == tuple(range(x.ndim - len(dims), x.ndim)) and bool(x.flags.c_contiguous)
+
+
+def mean_float(x: F32, dims: tuple[int, ...], target: Target) -> F32:
+    """Return torch's float mean: its sum, divided by the number of elements; keeps dimensions."""
+    count = int(np.prod([x.shape[d] for d in dims], dtype=np.int64))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sum_dims(x, dims, target) / np.float32(count)
+
+
+def reference(
+    self: QTensor | Array,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    target: Target = Target(),
+) -> QTensor | Array:
+    r"""Return the average over dimensions.
+
+    float32: torch's sum, whose cascaded order of additions is reproduced and which depends on
+    the strides and (from 32,768 elements) on the number of threads, divided by the count *n*.
+
+    Quantized, over the last dimensions of a C-contiguous tensor: the sum is an exact integer,
+
+    .. math:: q = \mathrm{clamp}(\mathrm{rint}(\sum (q_i - z) / n + z))
+
+    where quotient and sum are rounded to float32 and ties go to even. Over other dimensions or
+    on a channels-last tensor the values are dequantized, averaged as float32, and quantized as
+    ``aten::quantize_per_tensor`` does.
+
+    Parameters
+    ----------
+    self : QTensor (quint8, qint8, qint32, per tensor) or float32 array
+        Values.
+    dim : int or sequence of int, optional
+        Dimensions to average over; all if None or empty.
+    keepdim : bool
+        Whether averaged dimensions stay, with length 1.
+
+    Returns
+    -------
+    QTensor or float32 array
+        C-contiguous, with the parameters of the input. NaN where *n* is 0.
+
+    Raises
+    ------
+    VerifyError
+        If a dimension is outside the tensor or given twice.
+
+    Examples
+    --------
+    >>> reference(QTensor(np.uint8([[1, 2], [3, 4]]), 0.5, 0), [1]).int_repr
+    array([2, 4], dtype=uint8)
+    """
+    x = self.int_repr if isinstance(self, QTensor) else self
+    dims = _dims(x.ndim, dim)
+    if not isinstance(self, QTensor):
+        return _shaped(mean_float(self, dims, target), dims, keepdim)
+    if _is_innermost(x, dims):
+        z = int(self.zero_point)
+        count = int(np.prod([x.shape[d] for d in dims], dtype=np.int64))
+        total = (x.astype(np.int64) - z).sum(axis=dims, keepdims=True)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            average = total.astype(np.float32) / np.float32(count)
+        q = rounding.round_before(average, np.float32(1), z, self.dtype)
+    else:
+        q = _through_float(self, dims, target)
+    return self.with_int_repr(_shaped(q, dims, keepdim))
+
+
+def _through_float(x: QTensor, dims: tuple[int, ...], target: Target) -> Array:
+    scale, zero_point = float(x.scale), int(x.zero_point)
+    quantize = rounding.quantize_before if x.dtype.storage.itemsize == 4 else rounding.quantize_fused
+    real = rounding.dequantize_plain(_dense(x.int_repr), scale, zero_point)
+    return quantize(mean_float(real, dims, target), scale, zero_point, x.dtype)
+
+
+def _dense(x: Array) -> Array:
+    return channels_last(x) if is_channels_last(x) else np.ascontiguousarray(x)
+
+
+def _shaped(y: Array, dims: tuple[int, ...], keepdim: bool) -> Array:
+    return np.ascontiguousarray(y if keepdim else y.squeeze(dims)).reshape(
+        y.shape if keepdim else y.squeeze(dims).shape
+    )
+
+
+def infer(
+    self: TensorType, dim: int | Sequence[int] | None = None, keepdim: bool = False
+) -> TensorType:
+    """Check the dimensions; they vanish or become 1."""
+    checks.float_or_per_tensor("mean", self)
+    given = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    dims = [checks.dimension("mean", d, self.rank) for d in given]
+    if len(set(dims)) != len(dims):
+        raise VerifyError(f"mean: a dimension is given twice in {given}")
+    reduced = dims or range(self.rank)
+    if any(isinstance(self.shape[d], Dim) for d in reduced):
+        raise VerifyError(f"mean: cannot average over a symbolic length of {self}")
+    if keepdim:
+        shape = tuple(1 if d in reduced else n for d, n in enumerate(self.shape))
+    else:
+        shape = tuple(n for d, n in enumerate(self.shape) if d not in reduced)
+    return self.with_shape(shape)
+
+
+@jit
+def _fill(x: Any, zero_point: int, low: int, high: int, y: Any) -> None:
+    count = np.float32(x.shape[1])
+    for i in range(x.shape[0]):
+        total = np.int64(0)
+        for j in range(x.shape[1]):
+            total += np.int64(x[i, j])
+        total -= x.shape[1] * zero_point
+        average = np.float32(np.float32(total) / count)
+        y[i] = to_int(np.float32(average + np.float32(zero_point)), low, high)
+
+
+def kernel(
+    self: QTensor | Array,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    target: Target = Target(),
+) -> QTensor | Array:
+    """Compute :func:`reference`; the integer sum is one compiled pass."""
+    if not isinstance(self, QTensor):
+        return reference(self, dim, keepdim, target)
+    x = self.int_repr
+    dims = _dims(x.ndim, dim)
+    if x.size == 0 or not _is_innermost(x, dims):
+        return reference(self, dim, keepdim, target)
+    kept = x.shape[: x.ndim - len(dims)]
+    y = np.empty(kept + (1,) * len(dims), x.dtype)
+    rows = x.reshape(int(np.prod(kept, dtype=np.int64)), -1)
+    _fill(rows, int(self.zero_point), *self.dtype.limits, y.reshape(-1))
+    return self.with_int_repr(y if keepdim else y.reshape(kept))
+
+
+def _u8(values: Any) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), 0.5, 7, None, quint8)
+
+
+OPS = (
+    Op(
+        name="aten::mean",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ENGINES, kernel),
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/ReduceOps.cpp"
+            "::mean_out_quantized_cpu",
+            "pytorch/pytorch/aten/src/ATen/native/cpu/SumKernel.cpp::cascade_sum",
+        ),
+        cases=(
+            Case(
+                *("ties", (_u8([[1, 2], [2, 3]]),)),
+                {"dim": [1]},
+                *([2, 2], "even after the zero point is added: 1.5 and 2.5 go to 2"),
+            ),
+            Case(
+                *("outer", (_u8([[1, 2], [2, 3]]),)),
+                {"dim": [0], "keepdim": True},
+                *([[2, 2]], "through float32: -5.5 and -4.5 steps"),
+            ),
+            Case("all", (np.float32([[1, 2], [3, 6]]),), {}, np.float32(3), "no dim: all of them"),
+            Case(
+                *("float", (np.full((1, 100), 0.1, np.float32),)),
+                {"dim": [1]},
+                np.float32([0.10000000894069672]),
+                "eight lanes in four columns, not one running sum",
+            ),
+        ),
+    ),
+)

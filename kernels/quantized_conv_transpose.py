@@ -1,0 +1,253 @@
+"""``quantized::conv_transpose1d``, ``conv_transpose2d``, ``conv_transpose3d``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import TensorType, format_shape, qint8, quint8
+from refquant.kernels import checks, requantize
+from refquant.kernels.accumulate import BLOCK, blocks
+from refquant.kernels.layout import empty_channels_last
+from refquant.kernels.packing import Layout, PackedWeight, Rounding, Window, convolve
+from refquant.kernels.quantized_conv import check_axes, check_map, check_out
+from refquant.kernels.quantized_linear import check_weight
+
+F32 = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+Ints = tuple[int, ...]
+
+
+class Geometry(NamedTuple):
+    """Attributes of a transposed convolution, one entry per spatial axis."""
+
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    output_padding: Ints
+    dilation: Ints
+
+    def out(self, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the size of the output map."""
+        return tuple(
+            (n + -1) * s + (d * (k - 1) + 1 + extra - 2 * p)
+            for n, k, s, p, extra, d in zip(sizes, *self, strict=True)
+        )
+
+
+def reference(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    r"""Add each input times the kernel into the output, add the bias and requantise.
+
+    .. math:: acc_{i \cdot stride + k \cdot dilation - padding} \mathrel{+}=
+              (x_i - z_x)(w_k - z_w)
+
+    is an exact int32 sum; it is rounded as in ``quantized::linear`` with a weight quantized per
+    tensor: ``v = fma(bias, 1 / a, float(acc))`` where ``a`` is the product of the scales of input
+    and weight, then ``rint(v * (a / scale)) + zero_point`` clamped to [0, 255].
+
+    Parameters
+    ----------
+    x : quint8 (N, C, ...)
+        Quantized per tensor, one to three spatial axes.
+    weight : qint8 (C, OC / groups, ...)
+        Quantized per tensor, as torch demands; the zero point may differ from 0.
+    bias : float32 (OC,) or None
+        Added before rounding.
+    stride, padding, output_padding, dilation : tuple of int
+        One entry per spatial axis; ``padding`` is cut off on both sides of the output,
+        ``output_padding`` is added at its end.
+    groups : int
+        Channels are split into groups that do not see each other.
+    scale, zero_point : float, int
+        Quantization parameters of the result.
+
+    Returns
+    -------
+    QTensor, quint8 (N, OC, ...), channels-last memory whatever the input's
+        Outputs that no input reaches hold the bias.
+
+    Raises
+    ------
+    VerifyError
+        If shapes, dtypes or attributes do not fit.
+    UnsupportedError
+        If ``target.isa`` is not avx512_vnni, or the weight is quantized per channel.
+
+    Examples
+    --------
+    >>> x = QTensor(np.uint8([[[3, 5]]]), 0.5, 1)
+    >>> w = QTensor(np.int8([[[1, 2]]]), 0.5, 0, None, qint8)
+    >>> reference(x, w, None, (2,), (0,), (1,), (1,), 1, 0.25, 10).int_repr
+    array([[[12, 14, 14, 18, 10]]], dtype=uint8)
+    """
+    rule = requantize.rule_for("conv_transpose", requantize.CONVOLUTION, target)
+    geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
+    out = geometry.out(x.shape[2:])
+    images, inputs = x.shape[0], x.shape[1] // groups
+    each = weight.shape[1]
+    constants = rule(float(x.scale), weight.scale, scale, bias, groups * each)
+    centered = weight.int_repr.astype(np.int16) - np.int16(weight.zero_point)
+    y = empty_channels_last((images, groups * each, *out), np.uint8)
+    for image in range(images):
+        for group in range(groups):
+            feed = slice(group * inputs, (group + 1) * inputs)
+            rows = np.moveaxis(x.int_repr[image, feed], 0, -1)
+            for part in blocks(each, BLOCK // int(np.prod(out))):
+                total = _scatter(rows, int(x.zero_point), centered[feed, part], geometry, out)
+                live = slice(group * each + part.start, group * each + part.stop)
+                few = requantize.Constants(*(values[live] for values in constants))
+                q = requantize.apply(total, few, zero_point, 0)
+                y[image, live] = np.moveaxis(q, -1, 0)
+    return QTensor(y, scale, zero_point)
+
+
+def _scatter(
+    rows: Array, zero_point: int, weight: Array, geometry: Geometry, out: Ints
+) -> npt.NDArray[np.int32]:
+    """Return the sums (*out, channels) of one image (..., inputs) and one group."""
+    kernel, stride, padding, _, dilation = geometry
+    *sizes, inputs = rows.shape
+    full = [o + 2 * p for o, p in zip(out, padding, strict=True)]
+    total = np.zeros((*full, weight.shape[1]), np.int32)
+    for part in blocks(sizes[0], BLOCK // (inputs * int(np.prod(sizes[1:])))):
+        centered = rows[part].astype(np.float64) - zero_point
+        span = (part, *(slice(0, n) for n in sizes[1:]))
+        for tap in np.ndindex(*kernel):
+            product = centered @ weight[(..., *tap)].astype(np.float64)
+            reached = tuple(
+                slice(i.start * s + k * d, (i.stop - 1) * s + k * d + 1, s)
+                for i, k, s, d in zip(span, tap, stride, dilation, strict=True)
+            )
+            total[reached] += product.astype(np.int64).astype(np.int32)
+    return total[tuple(slice(p, p + o) for p, o in zip(padding, out, strict=True))]
+
+
+def infer(
+    x: TensorType,
+    weight: TensorType,
+    bias: TensorType | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    *,
+    rank: int,
+) -> TensorType:
+    """Check operands and attributes; only the batch may be symbolic."""
+    op = f"conv_transpose{rank}d"
+    check_map(op, x, rank)
+    check_weight(op, weight, rank + 2)
+    if weight.qparams is not None and weight.qparams.axis is not None:
+        raise UnsupportedError(f"{op}: torch's fbgemm has no per channel weights here")
+    least = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
+    check_axes(op, rank, {**least, "output_padding": (output_padding, 0)})
+    inputs, each, *kernel = (size for size in weight.shape if isinstance(size, int))
+    if groups < 1 or inputs % groups:
+        raise VerifyError(f"{op}: groups must divide {inputs} input channels, got {groups}")
+    if x.shape[1] != inputs:
+        raise VerifyError(
+            f"{op}: weight {format_shape(weight.shape)} needs {inputs} input channels, "
+            f"got {x.shape[1]}"
+        )
+    checks.vector(op, bias, groups * each, "bias")
+    out = Geometry(tuple(kernel), stride, padding, output_padding, dilation).out(x.shape[2:])
+    check_out(op, out)
+    qparams = checks.output_qparams(op, quint8, scale, zero_point)
+    return TensorType(quint8, (x.shape[0], groups * each, *out), qparams)
+
+
+def pack(weight: QTensor, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedWeight:
+    """Arrange the weight for :func:`kernel`."""
+    inputs, each, *taps = weight.shape
+    if groups > 1 and inputs == groups and each <= 4:
+        return PackedWeight.of(weight, Layout(groups, depthwise=True, transposed=True))
+    contiguous = groups == 1 and dilation[-1] == 1
+    run = taps[-1] if contiguous else 1
+    return PackedWeight.of(weight, Layout(groups, run=run, transposed=True))
+
+
+def kernel(
+    x: QTensor,
+    weight: QTensor,
+    bias: F32 | None,
+    stride: Ints,
+    padding: Ints,
+    output_padding: Ints,
+    dilation: Ints,
+    groups: int,
+    scale: float,
+    zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference` as a convolution of the spread input with the flipped kernel."""
+    rule = requantize.rule_for("conv_transpose", requantize.CONVOLUTION, target)
+    taps = weight.shape[2:]
+    out = Geometry(taps, stride, padding, output_padding, dilation).out(x.shape[2:])
+    packed = pack(weight, dilation=dilation, groups=groups)
+    lead = tuple(d * (k - 1) - p for k, p, d in zip(taps, padding, dilation, strict=True))
+    window = Window(taps, (1,) * len(taps), dilation, lead, stride, out)
+    y = convolve(x, packed, bias, window, Rounding(scale, zero_point, 0), rule)
+    return QTensor(y, scale, zero_point)
+
+
+def _cases(rank: int) -> tuple[Case, ...]:
+    ones, zeros = (1,) * rank, (0,) * rank
+    end = (1, 1, *ones[1:], -1)
+    line = QTensor(np.uint8([3, 5]).reshape(end), 0.5, 1)
+    pair = QTensor(np.int8([1, 2]).reshape(end), 0.5, 0, None, qint8)
+    plain = {"stride": ones, "padding": zeros, "output_padding": zeros, "dilation": ones}
+    apart = {
+        **plain,
+        "stride": (*ones[1:], 2),
+        "output_padding": (*zeros[1:], 1),
+    }
+    rest = {"groups": 1, "scale": 0.25, "zero_point": 10}
+    bias = np.float32([0.125])
+    overlapped = np.reshape([12, 18, 18], end)
+    spread = np.reshape([12, 14, 14, 18, 10], end)
+    cut = {**plain, "padding": (*zeros[1:], 1)}
+    return (
+        Case("ties", (line, pair, bias), {**plain, **rest}, overlapped, "2.5, 8.5 to even"),
+        Case("stride", (line, pair, None), {**apart, **rest}, spread, "the end sees no input"),
+        Case("padding", (line, pair, None), {**cut, **rest}, np.reshape([18], end), "cuts"),
+    )
+
+
+OPS = tuple(
+    Op(
+        name=f"quantized::conv_transpose{rank}d",
+        reference=reference,
+        infer=partial(infer, rank=rank),
+        kernels=dict.fromkeys(requantize.CONVOLUTION, kernel),
+        pack=pack,
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"
+            "::PackedConvWeight::apply_impl",
+            "pytorch/FBGEMM/src/FbgemmConv.cc::fbgemmConv",
+        ),
+        cases=_cases(rank),
+    )
+    for rank in (1, 2, 3)
+)

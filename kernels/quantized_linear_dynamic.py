@@ -1,0 +1,186 @@
+"""``quantized::linear_dynamic`` and ``linear_relu_dynamic``: float32 rows, int8 weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import TensorType, qint8, quint8
+from refquant.kernels import checks, quantize_per_tensor, requantize, rounding
+from refquant.kernels.accumulate import BLOCK, blocks, centered_weight, dot
+from refquant.kernels.packing import Layout, PackedWeight, matrix_product
+from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
+from refquant.kernels.quantized_linear import check_operands
+
+F32 = npt.NDArray[np.float32]
+
+
+def reference(
+    x: F32,
+    weight: QTensor,
+    bias: F32 | None,
+    reduce_range: bool,
+    target: Target = Target(),
+) -> F32:
+    r"""Quantize the input by its own range, multiply integers, return float32.
+
+    .. math:: y = \mathrm{fma}(\mathrm{float}(acc), s_x s_w, bias)
+
+    ``x`` becomes quint8 as by ``aten::quantize_per_tensor_dynamic`` (one scale for the whole
+    tensor, chosen in float64, so each row's result depends on all rows). ``acc`` is the exact
+    int32 sum :math:`\sum_k (x_k - z_x)(w_k - z_w)`; :math:`s_x s_w` is a float32 product of
+    rounded scales. Product and bias are added with one rounding; without a bias it is the plain
+    product.
+
+    Parameters
+    ----------
+    x : float32 (..., K), rank >= 2
+        Real values, all finite.
+    weight : qint8 (N, K)
+        Quantized per tensor, or per channel along axis 0; zero points may differ from 0.
+    bias : float32 (N,) or None
+        Added to the result.
+    reduce_range : bool
+        Quantize ``x`` to 0..127 instead of 0..255.
+
+    Returns
+    -------
+    float32 (..., N), contiguous
+
+    Raises
+    ------
+    VerifyError
+        If shapes or dtypes do not fit, or ``x`` holds NaN or infinity.
+    UnsupportedError
+        If ``target.isa`` is not avx512_vnni: other machines saturate sums to 16 bits.
+
+    Notes
+    -----
+    Engines fbgemm and x86 are the same.
+
+    Examples
+    --------
+    >>> w = QTensor(np.int8([[1, 2], [-3, 4]]), 0.5, 0, None, qint8)
+    >>> reference(np.float32([[0.0, 255.0]]), w, np.float32([1, 2]), False)
+    array([[256., 512.]], dtype=float32)
+    """
+    rule = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    channels, depth = weight.shape
+    y = np.empty((*x.shape[:-1], channels), np.float32)
+    if x.size == 0:
+        return y
+    scale, zero_point = qparams_of(x, quint8, reduce_range)
+    constants = rule(scale, weight.scale, 1.0, bias, channels)
+    factor = centered_weight(weight)[None]
+    rows, results = x.reshape(-1, depth), y.reshape(-1, channels)
+    for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
+        q = rounding.quantize_fused(rows[part], scale, zero_point, quint8)
+        total = dot(q[:, None], zero_point, factor).astype(np.float32)
+        results[part] = rounding.fma(total, constants.multiplier, constants.addend)
+    return y
+
+
+def reference_relu(
+    x: F32,
+    weight: QTensor,
+    bias: F32 | None,
+    reduce_range: bool,
+    target: Target = Target(),
+) -> F32:
+    """Do :func:`reference`, then replace negative results by 0."""
+    return np.maximum(reference(x, weight, bias, reduce_range, target), np.float32(0))
+
+
+def infer(
+    x: TensorType, weight: TensorType, bias: TensorType | None, reduce_range: bool
+) -> TensorType:
+    """Check the operands; the last size becomes that of the weight."""
+    checks.is_float32("linear_dynamic", x)
+    return check_operands("linear_dynamic", x, weight, bias)
+
+
+def pack(weight: QTensor, **_attributes: Any) -> PackedWeight:
+    """Arrange the weight for :func:`kernel`."""
+    return PackedWeight.of(weight, Layout())
+
+
+def kernel(
+    x: F32,
+    weight: QTensor,
+    bias: F32 | None,
+    reduce_range: bool,
+    target: Target = Target(),
+) -> F32:
+    """Compute :func:`reference` with the compiled tile."""
+    rule = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    packed = pack(weight)
+    channels, depth = weight.shape
+    y = np.empty((*x.shape[:-1], channels), np.float32)
+    if x.size == 0:
+        return y
+    rows = np.ascontiguousarray(x)
+    q = quantize_per_tensor.kernel(rows, *qparams_of(rows, quint8, reduce_range), quint8)
+    lanes = packed.constants(rule, q, 1.0, bias)
+    matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, (0, 0, 0), y)
+    return y
+
+
+def kernel_relu(
+    x: F32,
+    weight: QTensor,
+    bias: F32 | None,
+    reduce_range: bool,
+    target: Target = Target(),
+) -> F32:
+    """Compute :func:`reference_relu` with the compiled tile."""
+    y = kernel(x, weight, bias, reduce_range, target)
+    return np.maximum(y, np.float32(0), out=y)
+
+
+_WEIGHT = QTensor(np.int8([[1, 2], [-3, 4]]), 0.5, 0, None, qint8)
+_PER_CHANNEL = QTensor(np.int8([[1, 2], [-3, 4]]), np.float64([0.5, 2]), np.int64([1, 0]), 0, qint8)
+_X = np.float32([[0, 255], [255, 1]])
+_BIAS = np.float32([1, 2])
+
+
+def _case(
+    name: str, x: F32, weight: QTensor, bias: F32 | None, expected: Any, why: str
+) -> Case:
+    return Case(name, (x, weight, bias), {"reduce_range": False}, np.float32(expected), why)
+
+
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qlinear_dynamic.cpp"
+    "::PackedLinearWeight::apply_dynamic",
+)
+
+OPS = (
+    Op(
+        name="quantized::linear_dynamic",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(requantize.LINEAR_DYNAMIC, kernel),
+        pack=pack,
+        source=_SOURCE,
+        cases=(
+            _case("bias", _X, _WEIGHT, _BIAS, [[256, 512], [129.5, -378.5]], "scale 1, zero 0"),
+            _case("channels", _X, _PER_CHANNEL, None, [[127.5, 2040], [0.5, -1522]], "one each"),
+            _case("zeros", 0 * _X, _WEIGHT, _BIAS, [[1, 2], [1, 2]], "all zero has scale 0.1"),
+            _case("no_rows", _X[:0], _WEIGHT, _BIAS, np.zeros((0, 2)), "empty batch"),
+        ),
+    ),
+    Op(
+        name="quantized::linear_relu_dynamic",
+        reference=reference_relu,
+        infer=infer,
+        kernels=dict.fromkeys(requantize.LINEAR_DYNAMIC, kernel_relu),
+        pack=pack,
+        source=_SOURCE,
+        cases=(_case("negative", _X, _WEIGHT, _BIAS, [[256, 512], [129.5, 0]], "becomes 0"),),
+    ),
+)

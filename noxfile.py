@@ -1,0 +1,61 @@
+"""The door to every check: ``nox -s lint types tests nojit oracle docs bench``."""
+
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests", "nojit"]
+nox.options.reuse_existing_virtualenvs = True
+SMALL = ["tests/test_cases.py", "tests/test_text.py", "tests/test_graph.py"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install("ruff>=0.11")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    session.install("-e", ".", "mypy>=1.15")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests, with torch as the oracle."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def nojit(session: nox.Session) -> None:
+    """Run the small cases as plain Python."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *SMALL, *session.posargs, env={"NUMBA_DISABLE_JIT": "1"})
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """Run the long sweeps against torch: many Hypothesis examples, whole networks."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs, env={"HYPOTHESIS_PROFILE": "sweep"})
+    for net in ("resnet18", "resnet50", "mobilenet_v2"):
+        session.run("python", "-m", "refquant", "compare", f"benchmarks/nets.py:{net}")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; broken links fail."""
+    session.install("-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the networks against torch, in one process, as ratios."""
+    session.install("-e", ".[test]")
+    session.run("python", str(Path("benchmarks") / "networks.py"), *session.posargs)
