@@ -86,7 +86,8 @@ def _function_names(torch: Any) -> dict[Any, str]:
         ("operator", operator),
         ("torch", torch),
     ):
-        for name, function in vars(module).items():
+        public_first = sorted(vars(module).items(), key=lambda item: item[0].startswith("_"))
+        for name, function in public_first:
             if callable(function) and not inspect.isclass(function) and not name.startswith("__"):
                 try:
                     names.setdefault(function, f"{prefix}.{name}")
@@ -127,24 +128,32 @@ class FxBuilder(TorchBuilder):
         self._torch = _torch()
         self._paths = {id(module): path for path, module in root.named_modules()}
 
-    def emit_all(self, op: str, *inputs: Any, **attributes: Any) -> tuple[Value, ...]:
-        """Append a node; constants among the operands become parameters."""
-        return super().emit_all(op, *(self.operand(value) for value in inputs), **attributes)
-
     def operand(self, value: Any) -> Any:
-        """Return the value of an operand."""
-        if isinstance(value, Constant):
+        """Turn the tensor constants in an argument into parameters."""
+        if isinstance(value, Constant) and isinstance(value.raw, self._torch.Tensor):
             return self.parameter(value.name, to_tensor(value.raw))
         if isinstance(value, self._torch.Tensor):
             return self.parameter("constant", to_tensor(value))
+        if isinstance(value, tuple | list):
+            return type(value)(map(self.operand, value))
+        if isinstance(value, dict):
+            return {key: self.operand(part) for key, part in value.items()}
         return value
+
+    def drop_unused_parameters(self) -> None:
+        """Forget constants whose number was read into an attribute."""
+        used = {v.name for node in self.graph.nodes for v in node.inputs if v is not None}
+        used |= {v.name for v in self.graph.outputs}
+        for name in set(self.graph.parameters) - used:
+            del self.graph.parameters[name]
 
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
-        raw = value.raw if isinstance(value, Constant) else value
-        if isinstance(raw, Value):
-            raise UnsupportedError(f"{raw.name}: a scale or zero point that is computed")
-        return None if raw is None else kind(raw)
+        if isinstance(value, Value):
+            if value.name not in self.graph.parameters:
+                raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
+            value = np.asarray(self.graph.parameter(value.name)).reshape(-1)[0]
+        return None if value is None else kind(value)
 
     def path(self, module: Any) -> str:
         """Return where a module sits in the model."""
@@ -289,7 +298,7 @@ class _Import:
                 self.env[node] = self.evaluate(node, args, kwargs)
                 return
             b.open(self.origin(node))
-            result = rule(b, *args, **kwargs)
+            result = rule(b, *b.operand(args), **b.operand(kwargs))
             self.env[node] = b.close(node.name, result)
             if _is_in_place(node, self.module):
                 self.rebind(args[0], self.env[node])
@@ -513,6 +522,7 @@ def _import(
 
     graph.returns = arrange(returned)
     graph.outputs = tuple(outputs)
+    builder.drop_unused_parameters()
     graph.provenance = {"torch": torch.__version__, "target": target}
     graph.verify()
     return graph

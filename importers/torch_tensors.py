@@ -322,11 +322,21 @@ def extreme(over: str, pair: str) -> Rule:
 
 
 def variance(
-    b: TorchBuilder, input: Value, dim: Any = None, *, correction: int = 1, keepdim: bool = False
+    b: TorchBuilder,
+    input: Value,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: int | None = None,
 ) -> Value:
-    """``torch.var``."""
+    """``torch.var``; ``correction`` is the newer name of ``unbiased``."""
     return b.emit(
-        "aten::var", input, dim=_dims(input, dim), correction=correction, keepdim=keepdim
+        "aten::var",
+        input,
+        dim=_dims(input, dim),
+        correction=int(unbiased) if correction is None else correction,
+        keepdim=keepdim,
     )
 
 

@@ -2,9 +2,31 @@
 
 from refquant.ir.op import OPS
 
+_BINARY = ("add", "sub", "mul", "div", "floor_divide", "remainder")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_UNARY = (
+    *("neg", "abs", "sign", "square", "floor", "ceil", "round", "reciprocal", "rsqrt", "sqrt"),
+    *("exp", "log", "sin", "cos", "erf", "logical_not"),
+)
+
 OPS.declare(
     __name__,
     {
+        "adaptive_avg_pool": (
+            *("aten::adaptive_avg_pool1d"),
+            *("aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d"),
+        ),
+        "arithmetic": (
+            *(f"aten::{name}{form}" for name in _BINARY for form in ("", ".Scalar")),
+            *("aten::rsub.Scalar", "aten::maximum", "aten::minimum"),
+            *(f"aten::pow.{form}" for form in ("Scalar", "Tensor_Scalar", "Tensor_Tensor")),
+        ),
+        "cast": ("aten::to",),
+        "comparison": tuple(
+            f"aten::{name}{form}" for name in _COMPARISONS for form in ("", ".Scalar")
+        ),
+        "unary": tuple(f"aten::{name}" for name in _UNARY),
+        "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
         "contiguous": ("aten::alias", "aten::clone", "aten::contiguous"),
         "dequantize": ("aten::dequantize",),
         "expand": ("aten::expand", "aten::repeat"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from refquant.ir.qtensor import QTensor
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
 
-# Elements of one temporary: a float64 block takes 256 KB.
-BLOCK = 1 << 15
+# Elements of one temporary: a float64 block takes 128 KB.
+BLOCK = 1 << 14
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:
@@ -24,16 +24,13 @@ def blocks(length: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, length))
 
 
-def centered_weight(weight: QTensor) -> Array:
-    """Return ``w - zero_point`` as int16, shape of the weight."""
-    zero_point = np.asarray(weight.zero_point)
-    if weight.axis is not None:
-        zero_point = zero_point.reshape((-1,) + (1,) * (weight.int_repr.ndim - 1))
-    return weight.int_repr.astype(np.int16) - zero_point.astype(np.int16)
+def weight_zero_points(weight: QTensor, channels: int) -> npt.NDArray[np.int64]:
+    """Return the zero point of each output channel."""
+    return np.broadcast_to(np.asarray(weight.zero_point, np.int64), (channels,))
 
 
-def dot(x: Array, zero_point: int, weight: Array) -> Int32:
-    r"""Return :math:`\sum_k (x_k - z) w_k` per pixel and output channel.
+def dot(x: Array, zero_point: int, weight: Array, weight_zero_point: Array) -> Int32:
+    r"""Return :math:`\sum_k (x_k - z_x)(w_k - z_w)` per pixel and output channel.
 
     Each term is below 2**17 and float64 holds whole numbers to 2**53, so the float64 product is
     exact; the sum wraps to int32 as the machine's accumulator does.
@@ -41,11 +38,13 @@ def dot(x: Array, zero_point: int, weight: Array) -> Int32:
     Parameters
     ----------
     x : uint8 (pixels, groups, K)
-        Input of each output pixel.
+        Input of each output pixel, padding included as ``zero_point``.
     zero_point : int
         Zero point of ``x``.
-    weight : int16 (groups, channels, K)
-        Weight less its zero point.
+    weight : int8 (groups, channels, K)
+        Raw weight.
+    weight_zero_point : int (groups * channels,)
+        Zero point of each channel's weight.
 
     Returns
     -------
@@ -53,18 +52,21 @@ def dot(x: Array, zero_point: int, weight: Array) -> Int32:
 
     Examples
     --------
-    >>> dot(np.uint8([[[1, 2]]]), 1, np.int16([[[5, 7], [1, -3]]]))
-    array([[ 7, -3]], dtype=int32)
+    >>> w = np.int8([[[5, 7], [1, -3]]])
+    >>> dot(np.uint8([[[1, 2]]]), 1, w, np.int64([0, 1]))
+    array([[ 7, -4]], dtype=int32)
     """
     pixels, groups, depth = x.shape
     channels = weight.shape[1]
-    centered = x.astype(np.float64).transpose(1, 0, 2)
+    shift = weight_zero_point.reshape(groups, channels, 1)
+    centered = x.transpose(1, 0, 2).astype(np.float64)
     centered -= zero_point
     total = np.empty((pixels, groups, channels), np.int32)
-    for g in blocks(groups, 2 * BLOCK // max(channels * depth, 1)):
-        for c in blocks(channels, 2 * BLOCK // max(depth, 1)):
-            factor = weight[g, c].astype(np.float64).transpose(0, 2, 1)
-            exact = np.matmul(centered[g], factor).astype(np.int64)
+    for g in blocks(groups, BLOCK // max(channels * depth, 1)):
+        for c in blocks(channels, BLOCK // max(depth, 1)):
+            factor = weight[g, c].astype(np.float64)
+            factor -= shift[g, c]
+            exact = np.matmul(centered[g], factor.transpose(0, 2, 1)).astype(np.int64)
             total[:, g, c] = exact.astype(np.int32).transpose(1, 0, 2)
     return total.reshape(pixels, groups * channels)
 
@@ -154,6 +156,3 @@ def windows(
         nearest = tuple(np.clip(i, 0, n - 1) for i, n in zip(index, sizes, strict=True))
         taken[:, :, tap] = np.where(inside[:, None], image[nearest], np.asarray(fill, x.dtype))
     return taken
-
-
-Finish = Callable[[Int32], Array]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +12,8 @@ import numpy.typing as npt
 from refquant.ir.qtensor import QTensor
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested
 from refquant.kernels.rounding_jit import AFTER, BEFORE, FUSED, quantize
-from refquant.kernels.windows import Windows, as_volume, from_volume
+from refquant.kernels.windows import Windows, as_volume, from_volume, in_torch_memory
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -47,7 +47,8 @@ class Rule(NamedTuple):
 def divisors(windows: Sequence[Windows], *, count_padding: bool) -> Array:
     """Return the number of elements of each window, one array dimension per spatial one."""
     sizes = [w.count if count_padding else w.end - w.start for w in windows]
-    return np.asarray(np.prod(np.ix_(*sizes), dtype=object)).astype(np.int64)
+    product: Array = reduce(np.multiply.outer, sizes)
+    return product
 
 
 def window_sums(x: Array, windows: Sequence[Windows]) -> Array:
@@ -80,9 +81,8 @@ def average(x: QTensor, windows: Sequence[Windows], divisor: Array, rule: Rule) 
     tail = ROUND[rule.tail](real, m, added, x.dtype)
     channel_axis = q.ndim - len(windows) - 1
     in_body = np.arange(q.shape[channel_axis]) < rule.body_channels
-    out = empty_suggested(q, q.dtype, sums.shape)
-    out[...] = np.where(in_body.reshape(-1, *(1,) * len(windows)), body, tail)
-    return out
+    averages = np.where(in_body.reshape(-1, *(1,) * len(windows)), body, tail)
+    return in_torch_memory(averages, q, len(windows))
 
 
 @jit
@@ -143,5 +143,4 @@ def average_compiled(x: QTensor, windows: Sequence[Windows], divisor: Array, rul
         *(volume, bounds[0], bounds[1], np.asarray(lengths), divisor, minus, plus),
         *(*x.dtype.limits, channels, *rule[:3], y),
     )
-    shape = q.shape[: q.ndim - rank] + tuple(lengths[3 - rank :])
-    return from_volume(y, shape, q, rank)
+    return from_volume(y, tuple(lengths[3 - rank :]), q, rank)

@@ -34,7 +34,7 @@ def cascade(rows: F32) -> F32:
     Examples
     --------
     >>> float(cascade(np.full(100, 0.1, np.float32)))
-    10.0
+    10.000000953674316
     """
     size = len(rows)
     bits = max(4, max(1, (size - 1).bit_length()) // LEVELS)

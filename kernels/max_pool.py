@@ -18,14 +18,17 @@ from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested
 from refquant.kernels.windows import (
     IntOrInts,
+    as_image,
     as_volume,
     from_volume,
+    in_torch_memory,
     output_length,
     per_dimension,
     spatial,
 )
 
 Array = npt.NDArray[Any]
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _max_pool(
@@ -39,11 +42,31 @@ def _max_pool(
 ) -> QTensor | Array:
     geometry = _geometry(rank, kernel_size, stride, padding, dilation)
     if isinstance(x, QTensor):
-        return x.with_int_repr(_windows_max(x.int_repr, x.dtype.limits[0], geometry, ceil_mode))
-    return _windows_max(x, -np.inf, geometry, ceil_mode)
+        return _on_image(x, geometry, ceil_mode, _max_quantized)
+    largest = _windows_max(x, -np.inf, geometry, ceil_mode)
+    out = empty_suggested(x, x.dtype, largest.shape)
+    out[...] = largest
+    return out
 
 
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+def _on_image(
+    x: QTensor,
+    geometry: Geometry,
+    ceil_mode: bool,
+    pool: Callable[[QTensor, Geometry, bool], Array],
+) -> QTensor:
+    """Pool a quantized tensor; a signal is pooled as an image of height 1."""
+    if len(geometry[0]) > 1:
+        return x.with_int_repr(pool(x, geometry, ceil_mode))
+    kernel, stride, padding, dilation = geometry
+    flat: Geometry = ((1, *kernel), (1, *stride), (0, *padding), (1, *dilation))
+    image = x.with_int_repr(as_image(x.int_repr))
+    return x.with_int_repr(pool(image, flat, ceil_mode)[..., 0, :])
+
+
+def _max_quantized(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
+    largest = _windows_max(x.int_repr, x.dtype.limits[0], geometry, ceil_mode)
+    return in_torch_memory(largest, x.int_repr, len(geometry[0]))
 
 
 def _geometry(
@@ -77,8 +100,7 @@ def _windows_max(x: Array, lowest: float, geometry: Geometry, ceil_mode: bool) -
     for n, out, k, s, p, d in zip(x.shape[lead:], lengths, *geometry, strict=True):
         pads.append((p, max((out - 1) * s + d * (k - 1) + 1 - n - p, 0)))
     padded = np.pad(x, pads, constant_values=lowest)
-    result = empty_suggested(x, x.dtype, x.shape[:lead] + lengths)
-    result[...] = lowest
+    result = np.full(x.shape[:lead] + lengths, lowest, x.dtype)
     for position in product(*map(range, kernel)):
         view = tuple(
             slice(i * d, i * d + (out - 1) * s + 1, s)
@@ -141,7 +163,9 @@ def reference_2d(
     Returns
     -------
     QTensor or float32 array
-        ([N,] C, H', W'), in the memory format of the input.
+        ([N,] C, H', W'), in the memory format of the input. A defect of torch is reproduced: from
+        a quantized 1 x 1 map in NCHW memory, a larger result (by padding) comes out scrambled,
+        its values in NHWC order.
 
     Raises
     ------
@@ -230,6 +254,17 @@ def _fill(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, y: Any)
                                     target[c] = max(target[c], pixel[c])
 
 
+def _max_compiled(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
+    rank = len(geometry[0])
+    volume = as_volume(x.int_repr, rank)
+    lengths = _lengths(x.int_repr, geometry, ceil_mode)
+    shape = (volume.shape[0], *(1,) * (3 - rank), *lengths, volume.shape[4])
+    y = np.full(shape, x.dtype.limits[0], x.int_repr.dtype)
+    fills = (1, 1, 0, 1)
+    _fill(volume, *((f,) * (3 - rank) + g for f, g in zip(fills, geometry, strict=True)), y)
+    return from_volume(y, lengths, x.int_repr, rank)
+
+
 def _kernel(rank: int) -> Callable[..., QTensor | Array]:
     def kernel(
         self: QTensor | Array,
@@ -243,14 +278,7 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         if not isinstance(self, QTensor):
             return _max_pool(self, rank, kernel_size, stride, padding, dilation, ceil_mode)
         geometry = _geometry(rank, kernel_size, stride, padding, dilation)
-        x = self.int_repr
-        volume = as_volume(x, rank)
-        lengths = _lengths(x, geometry, ceil_mode)
-        shape = (volume.shape[0], *(1,) * (3 - rank), *lengths, volume.shape[4])
-        y = np.full(shape, self.dtype.limits[0], x.dtype)
-        fills = (1, 1, 0, 1)
-        _fill(volume, *((f,) * (3 - rank) + g for f, g in zip(fills, geometry, strict=True)), y)
-        return self.with_int_repr(from_volume(y, x.shape[: x.ndim - rank] + lengths, x, rank))
+        return _on_image(self, geometry, ceil_mode, _max_compiled)
 
     return kernel
 

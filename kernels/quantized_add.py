@@ -14,7 +14,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, memory_order
 from refquant.kernels.pointwise import (
     body_mask,
     body_rule,
@@ -58,8 +58,8 @@ def reference(
     Every product and sum is rounded to float32, ties go to even. Without vector instructions
     (``isa="default"``) the body has the tail's D and adds :math:`z` fused with the product.
     qint32 is quantized as in the tail everywhere. Above 32,768 elements each thread has a body
-    and a tail of its own. Operands are first made dense in their
-    own memory format; a loop that is not contiguous in both of them is all tail.
+    and a tail of its own. A loop
+    that is not contiguous in both operands and the result is all tail.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def reference_relu(
 def _add(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
-    (a, sa, za), (b, sb, zb) = ((suggested(q.int_repr), q.scale, q.zero_point) for q in (qa, qb))
+    (a, sa, za), (b, sb, zb) = ((q.int_repr, q.scale, q.zero_point) for q in (qa, qb))
     floor = np.float32(0 if relu else -np.inf)
     body = dequantize_body(a, sa, za, target) + dequantize_body(b, sb, zb, target)
     tail = rounding.dequantize_plain(a, sa, za) + rounding.dequantize_plain(b, sb, zb)
@@ -180,7 +180,7 @@ def kernel_relu(
 def _run(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
-    a, b, dtype = suggested(qa.int_repr), suggested(qb.int_repr), qa.dtype
+    a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
     sa, za, sb, zb = (
         np.float32(qa.scale),
         int(qa.zero_point),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import VerifyError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
@@ -17,9 +17,9 @@ from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
     blocks,
-    centered_weight,
     dot,
     dot_saturating,
+    weight_zero_points,
     windows,
 )
 from refquant.kernels.layout import empty_channels_last
@@ -132,7 +132,9 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits.
+        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits. Also
+        for the depthwise kernel in 3-D where depth or height is below its padding: torch
+        corrupts memory there.
 
     Examples
     --------
@@ -178,8 +180,8 @@ def _exact(
     zero = int(x.zero_point)
     constants = rule(float(x.scale), weight.scale, rounding.scale, bias, channels)
     saturating = geometry.saturates(inputs, channels)
-    factor = centered_weight(weight).reshape(groups, channels // groups, -1)
-    weight_zero = np.broadcast_to(np.asarray(weight.zero_point, np.int64), (channels,))
+    factor = weight.int_repr.reshape(groups, channels // groups, -1)
+    weight_zero = weight_zero_points(weight, channels)
     y = empty_channels_last((images, channels, *out), np.uint8)
     pixels = int(np.prod(out))
     for image in range(images):
@@ -190,10 +192,9 @@ def _exact(
             )
             if saturating:
                 repeated = np.repeat(seen, channels // inputs, 1)
-                raw = weight.int_repr.reshape(channels, -1)
-                total = dot_saturating(repeated, zero, raw, weight_zero)
+                total = dot_saturating(repeated, zero, factor.reshape(channels, -1), weight_zero)
             else:
-                total = dot(seen.reshape(len(seen), groups, -1), zero, factor)
+                total = dot(seen.reshape(len(seen), groups, -1), zero, factor, weight_zero)
             rows[part] = requantize.apply(total, constants, rounding.zero_point, rounding.low)
     return QTensor(y, rounding.scale, rounding.zero_point)
 
@@ -249,8 +250,16 @@ def infer(
             f"{groups * inputs} input channels, got {x.shape[1]}"
         )
     checks.vector(op, bias, channels, "bias")
-    out = Geometry(tuple(kernel), stride, padding, dilation, groups).out(x.shape[2:])
+    geometry = Geometry(tuple(kernel), stride, padding, dilation, groups)
+    out = geometry.out(x.shape[2:])
     check_out(op, out)
+    if rank == 3 and geometry.saturates(groups * inputs, channels):
+        depth_and_height = zip(x.shape[2:4], padding[:2], strict=True)
+        if any(isinstance(n, int) and n < p for n, p in depth_and_height):
+            raise UnsupportedError(
+                f"{op}: torch's depthwise kernel corrupts memory where depth or height is below "
+                f"the padding, got {format_shape(x.shape)} with padding={padding}"
+            )
     qparams = checks.output_qparams(op, quint8, scale, zero_point)
     return TensorType(quint8, (x.shape[0], channels, *out), qparams)
 

@@ -105,14 +105,15 @@ def reference(
     images, inputs = x.shape[0], x.shape[1] // groups
     each = weight.shape[1]
     constants = rule(float(x.scale), weight.scale, scale, bias, groups * each)
-    centered = weight.int_repr.astype(np.int16) - np.int16(weight.zero_point)
+    shift = int(weight.zero_point)
     y = empty_channels_last((images, groups * each, *out), np.uint8)
     for image in range(images):
         for group in range(groups):
             feed = slice(group * inputs, (group + 1) * inputs)
             rows = np.moveaxis(x.int_repr[image, feed], 0, -1)
-            for part in blocks(each, BLOCK // int(np.prod(out))):
-                total = _scatter(rows, int(x.zero_point), centered[feed, part], geometry, out)
+            for part in blocks(each, BLOCK // max(int(np.prod(out)), inputs)):
+                factor = weight.int_repr[feed, part].astype(np.float64) - shift
+                total = _scatter(rows, int(x.zero_point), factor, geometry, out)
                 live = slice(group * each + part.start, group * each + part.stop)
                 few = requantize.Constants(*(values[live] for values in constants))
                 q = requantize.apply(total, few, zero_point, 0)
@@ -132,7 +133,7 @@ def _scatter(
         centered = rows[part].astype(np.float64) - zero_point
         span = (part, *(slice(0, n) for n in sizes[1:]))
         for tap in np.ndindex(*kernel):
-            product = centered @ weight[(..., *tap)].astype(np.float64)
+            product = centered @ weight[(..., *tap)]
             reached = tuple(
                 slice(i.start * s + k * d, (i.stop - 1) * s + k * d + 1, s)
                 for i, k, s, d in zip(span, tap, stride, dilation, strict=True)

@@ -13,7 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
-from refquant.kernels.accumulate import BLOCK, blocks, centered_weight, dot
+from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
 from refquant.kernels.packing import Layout, PackedWeight, matrix_product
 
 F32 = npt.NDArray[np.float32]
@@ -103,11 +103,11 @@ def _exact(
     rule = requantize.rule_for("linear", requantize.LINEAR, target)
     channels, depth = weight.shape
     constants = rule(float(x.scale), weight.scale, scale, bias, channels)
-    factor = centered_weight(weight)[None]
+    factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
     rows = x.int_repr.reshape(-1, 1, depth)
     q = np.empty((rows.shape[0], channels), np.uint8)
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
-        total = dot(rows[part], int(x.zero_point), factor)
+        total = dot(rows[part], int(x.zero_point), factor, zero)
         q[part] = requantize.apply(total, constants, zero_point, low)
     return QTensor(q.reshape(*x.shape[:-1], channels), scale, zero_point)
 

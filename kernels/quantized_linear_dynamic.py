@@ -12,7 +12,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize, rounding
-from refquant.kernels.accumulate import BLOCK, blocks, centered_weight, dot
+from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
 from refquant.kernels.packing import Layout, PackedWeight, matrix_product
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
 from refquant.kernels.quantized_linear import check_operands
@@ -76,11 +76,11 @@ def reference(
         return y
     scale, zero_point = qparams_of(x, quint8, reduce_range)
     constants = rule(scale, weight.scale, 1.0, bias, channels)
-    factor = centered_weight(weight)[None]
+    factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
     rows, results = x.reshape(-1, depth), y.reshape(-1, channels)
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
         q = rounding.quantize_fused(rows[part], scale, zero_point, quint8)
-        total = dot(q[:, None], zero_point, factor).astype(np.float32)
+        total = dot(q[:, None], zero_point, factor, zero).astype(np.float32)
         results[part] = rounding.fma(total, constants.multiplier, constants.addend)
     return y
 

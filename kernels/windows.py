@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.types import Dim, Shape, Size, TensorType, format_shape
-from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.kernels.layout import is_channels_last, is_contiguous_channels_last
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -111,29 +111,76 @@ def spatial(op: str, x: TensorType, rank: int) -> tuple[Shape, Shape]:
     return x.shape[:-rank], x.shape[-rank:]
 
 
+def as_image(x: Array) -> Array:
+    """View ([N,] C, L) as ([N,] C, 1, L) with the strides of torch's ``unsqueeze``.
+
+    torch pools signals as images, so a permuted (N, L, C) signal counts as channels-last.
+
+    Examples
+    --------
+    >>> is_channels_last(as_image(np.zeros((2, 4, 3)).transpose(0, 2, 1)))
+    True
+    """
+    *lead, length = x.shape
+    *strides, step = x.strides
+    shape, steps = (*lead, 1, length), (*strides, length * step, step)
+    return np.lib.stride_tricks.as_strided(x, shape, steps)
+
+
+def is_pooled_channels_last(x: Array, rank: int) -> bool:
+    """Whether torch takes its channels-last loop: a batch whose memory is dense NHWC.
+
+    That includes (N, C, 1, 1), which is dense in both orders.
+    """
+    return x.ndim == rank + 2 and is_contiguous_channels_last(x)
+
+
+def in_torch_memory(y: Array, x: Array, rank: int) -> Array:
+    """Lay a quantized result out as torch does, including a defect of torch.
+
+    torch allocates the result in the memory format *suggested* by the input but fills it in the
+    order of the loop it takes. For an (N, C, 1, 1) input these differ: the values of an NHWC
+    result stand in an NCHW tensor, so a result of more than one pixel is scrambled.
+
+    Examples
+    --------
+    >>> y = np.arange(4).reshape(1, 2, 1, 2)
+    >>> in_torch_memory(y, np.zeros((1, 2, 1, 1)), 2)
+    array([[[[0, 2]],
+    <BLANKLINE>
+            [[1, 3]]]])
+    """
+    filled = np.moveaxis(y, 1, -1) if is_pooled_channels_last(x, rank) else y
+    return _read(np.ascontiguousarray(filled), y.shape, x, rank)
+
+
+def _read(filled: Array, shape: tuple[int, ...], x: Array, rank: int) -> Array:
+    if x.ndim == rank + 2 and is_channels_last(x):
+        n, c, *spatial_shape = shape
+        return np.moveaxis(filled.reshape(n, *spatial_shape, c), -1, 1)
+    return filled.reshape(shape)
+
+
 def as_volume(x: Array, rank: int) -> Array:
     """View an array of any spatial rank as C-contiguous (outer, D, H, W, inner).
 
-    ``inner`` is C where the memory is channels-last, and 1 otherwise, when ``outer`` is N * C.
+    ``inner`` is C where torch takes its channels-last loop, and 1 otherwise, when ``outer`` is
+    N * C.
 
     Examples
     --------
     >>> as_volume(np.zeros((2, 3, 4, 5)), 2).shape
     (6, 1, 4, 5, 1)
-    >>> as_volume(channels_last(np.zeros((2, 3, 4, 5))), 2).shape
-    (2, 1, 4, 5, 3)
+    >>> as_volume(np.zeros((2, 3, 1, 1)), 2).shape
+    (2, 1, 1, 1, 3)
     """
     spatial_shape = (1,) * (3 - rank) + x.shape[x.ndim - rank :]
-    if is_channels_last(x) and x.ndim == rank + 2:
-        rows = np.moveaxis(channels_last(x), 1, -1)
-        return rows.reshape(x.shape[0], *spatial_shape, x.shape[1])
+    if is_pooled_channels_last(x, rank):
+        return np.moveaxis(x, 1, -1).reshape(x.shape[0], *spatial_shape, x.shape[1])
     leading = int(np.prod(x.shape[: x.ndim - rank]))
     return np.ascontiguousarray(x).reshape(leading, *spatial_shape, 1)
 
 
-def from_volume(y: Array, shape: tuple[int, ...], like: Array, rank: int) -> Array:
-    """Undo :func:`as_volume` for a result of the given shape, without a copy."""
-    if is_channels_last(like) and like.ndim == rank + 2:
-        n, c, *spatial_shape = shape
-        return np.moveaxis(y.reshape(n, *spatial_shape, c), -1, 1)
-    return y.reshape(shape)
+def from_volume(y: Array, lengths: tuple[int, ...], x: Array, rank: int) -> Array:
+    """Read the filled volume as torch does; see :func:`in_torch_memory`."""
+    return _read(y, x.shape[: x.ndim - rank] + lengths, x, rank)

@@ -20,11 +20,9 @@ from refquant.kernels.layout import is_channels_last
 def to_torch(value: Any) -> Any:
     """Turn an array, QTensor or DType into torch's, keeping strides."""
     if isinstance(value, QTensor):
-        integers = torch.as_tensor(value.int_repr)
         if value.axis is None:
-            return torch._make_per_tensor_quantized_tensor(
-                integers, float(value.scale), int(value.zero_point)
-            )
+            return _make_per_tensor(value)
+        integers = torch.as_tensor(value.int_repr)
         made = torch._make_per_channel_quantized_tensor(
             integers,
             torch.as_tensor(np.asarray(value.scale)),
@@ -42,6 +40,28 @@ def to_torch(value: Any) -> Any:
     return value
 
 
+def _make_per_tensor(value: QTensor) -> torch.Tensor:
+    """Make the memory first: torch gives a made tensor a memory format of its own choice."""
+    x = value.int_repr
+    steps = [stride // x.itemsize for stride in x.strides]
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, steps, strict=True))
+    memory = np.lib.stride_tricks.as_strided(x, (extent if x.size else 0,), (x.itemsize,))
+    made = torch._make_per_tensor_quantized_tensor(
+        torch.as_tensor(memory), float(value.scale), int(value.zero_point)
+    )
+    return made.as_strided(x.shape, steps)
+
+
+def _integers(value: torch.Tensor) -> Any:
+    """Return ``int_repr`` with the strides of ``value``, which ``int_repr`` itself may lose."""
+    if value.dtype == torch.quint4x2 or value.qscheme() != torch.per_tensor_affine:
+        return value.int_repr().numpy()
+    extent = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    memory = value.as_strided((extent if value.numel() else 0,), (1,)).int_repr().numpy()
+    steps = [step * memory.itemsize for step in value.stride()]
+    return np.lib.stride_tricks.as_strided(memory, tuple(value.shape), steps)
+
+
 def from_torch(value: Any) -> Any:
     """Turn torch's result into arrays and QTensors."""
     if isinstance(value, tuple | list):
@@ -54,7 +74,7 @@ def from_torch(value: Any) -> Any:
     from refquant.ir.types import DTYPES
 
     dtype = DTYPES[str(value.dtype).removeprefix("torch.")]
-    integers = value.int_repr().numpy()
+    integers = _integers(value)
     if dtype == quint4x2:  # two values to a byte, the first one in the low half
         pairs = np.stack([integers & 15, integers >> 4], -1)
         integers = pairs.reshape(-1)[: value.numel()].reshape(value.shape)

@@ -279,7 +279,8 @@ def test_other_machines_are_refused() -> None:
 
 
 ONES = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-CONV = {**ONES, "scale": 1.0, "zero_point": 0}
+OUT = {"scale": 1.0, "zero_point": 0}
+CONV = {**ONES, **OUT}
 TRANSPOSED = {**CONV, "output_padding": (0, 0)}
 
 
@@ -307,7 +308,7 @@ def test_infer_refuses(
     feed = TensorType(quint8, x, QParams(1.0, 0))
     factor = TensorType(qint8, weight, QParams(1.0, 0))
     addend = None if bias is None else TensorType(float32, bias)
-    rest = {"scale": 1.0, "zero_point": 0, **attributes}
+    rest = {**OUT, **attributes}
     with pytest.raises(VerifyError, match=message):
         OPS[f"quantized::{name}"].infer(feed, factor, addend, **rest)
 
@@ -321,3 +322,15 @@ def test_infer_keeps_a_symbolic_batch() -> None:
         OPS["quantized::conv2d"].infer(feed, feed, None, **CONV)
     with pytest.raises(VerifyError, match="dtype must be one of quint8"):
         OPS["quantized::conv2d"].infer(factor, factor, None, **CONV)
+
+
+def test_infer_refuses_where_torch_corrupts_memory() -> None:
+    factor = TensorType(qint8, (8, 1, 5, 5, 5), QParams(1.0, 0))
+    ones, twos = (1, 1, 1), (2, 2, 2)
+    attributes = {"stride": ones, "padding": twos, "dilation": ones, "groups": 8}
+    for sizes in ((1, 9, 9), (9, 1, 9)):
+        feed = TensorType(quint8, (1, 8, *sizes), QParams(1.0, 0))
+        with pytest.raises(UnsupportedError, match="depth or height is below the padding"):
+            OPS["quantized::conv3d"].infer(feed, factor, None, **attributes, **OUT)
+    feed = TensorType(quint8, (1, 8, 9, 9, 1), QParams(1.0, 0))
+    OPS["quantized::conv3d"].infer(feed, factor, None, **attributes, **OUT)

@@ -18,7 +18,7 @@ from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import qint8, quint8
-from refquant.kernels.accumulate import centered_weight, dot, dot_saturating, windows
+from refquant.kernels.accumulate import dot, dot_saturating, weight_zero_points, windows
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.quantized_conv import Geometry
 from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
@@ -90,7 +90,8 @@ def linear(
     x = activation(rng, (rows, depth), reduced=rng.random() < 0.3)
     weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
     pixel = x.int_repr[rng.integers(rows), None, None]
-    total = dot(pixel, int(x.zero_point), centered_weight(weight)[None])[0]
+    zero = weight_zero_points(weight, channels)
+    total = dot(pixel, int(x.zero_point), weight.int_repr[None], zero)[0]
     weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
     return (x, weight, bias), {"scale": scale, "zero_point": zero_point}
 
@@ -111,17 +112,20 @@ def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, .
         padding = tuple(k // 2 for k in kernel)
         dilation, outputs = ones, groups * int(rng.choice([1, 1, 2]))
         if kind == "nearly_fast":
-            change = rng.integers(5)
+            change = rng.integers(6)
             if change == 0:
-                groups, outputs = groups + 1, (groups + 1) * (outputs // groups)
+                more = groups + int(rng.choice([1, 4]))
+                groups, outputs = more, more * (outputs // groups)
             elif change == 1:
                 padding = (*padding[:-1], padding[-1] + 1)
             elif change == 2:
                 dilation = (*ones[:-1], 2)
             elif change == 3:
                 stride = (*stride[:-1], 3)
-            else:
+            elif change == 4:
                 outputs = groups * 3
+            else:
+                kernel, padding = (*kernel[:-1], 9 - size), (*padding[:-1], (9 - size) // 2)
         return (outputs, 1, *kernel), Geometry(kernel, stride, padding, dilation, groups)
     stride = tuple(int(s) for s in rng.integers(1, 4, rank))
     dilation = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
@@ -149,7 +153,10 @@ def convolution(
     """Draw a convolution; one output pixel in each channel lies at a tie."""
     shape, geometry = _shape(rng, kind, rank)
     spans = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
-    sizes = [max(1, s - p) + int(rng.integers(0, 5)) for s, p in zip(spans, geometry.padding)]  # noqa: B905
+    least = [max(1, s - 2 * p) for s, p in zip(spans, geometry.padding, strict=True)]
+    if "fast" in kind and rank == 3:  # below, torch's kernel corrupts memory
+        least = [max(n, p) for n, p in zip(least, geometry.padding, strict=True)]
+    sizes = [n + int(rng.integers(0, 5)) for n in least]
     images, inputs = int(rng.choice([1, 3])), shape[1] * geometry.groups
     x = activation(rng, (images, inputs, *sizes), reduced=rng.random() < 0.2)
     weight = weight_tensor(rng, shape, per_channel, symmetric)
@@ -157,14 +164,15 @@ def convolution(
     pixel = int(rng.integers(np.prod(out)))
     zero, part = int(x.zero_point), slice(pixel, pixel + 1)
     seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
+    weight_zero = weight_zero_points(weight, shape[0])
     if geometry.saturates(inputs, shape[0]):
-        raw = weight.int_repr.reshape(shape[0], -1)
-        weight_zero = np.broadcast_to(np.asarray(weight.zero_point, np.int64), shape[:1])
         repeated = np.repeat(seen, shape[0] // inputs, 1)
-        total = dot_saturating(repeated, zero, raw, weight_zero)[0]
+        total = dot_saturating(
+            repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero
+        )[0]
     else:
-        factor = centered_weight(weight).reshape(geometry.groups, -1, int(np.prod(shape[1:])))
-        total = dot(seen.reshape(1, geometry.groups, -1), zero, factor)[0]
+        factor = weight.int_repr.reshape(geometry.groups, -1, int(np.prod(shape[1:])))
+        total = dot(seen.reshape(1, geometry.groups, -1), zero, factor, weight_zero)[0]
     weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
     _, stride, padding, dilation, groups = geometry
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}

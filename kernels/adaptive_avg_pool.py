@@ -1,0 +1,288 @@
+"""``aten::adaptive_avg_pool1d``, ``2d`` and ``3d``: averages over evenly spread windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
+from refquant.ir.types import Dim, TensorType, format_shape, quint8
+from refquant.kernels import checks
+from refquant.kernels.averages import Rule, average, average_compiled, divisors
+from refquant.kernels.layout import (
+    channels_last,
+    empty_channels_last,
+    empty_suggested,
+    is_channels_last,
+)
+from refquant.kernels.mean import kernel as mean_kernel
+from refquant.kernels.mean import mean_float
+from refquant.kernels.mean import reference as mean_reference
+from refquant.kernels.rounding_jit import BEFORE, FUSED
+from refquant.kernels.windows import (
+    IntOrInts,
+    Windows,
+    adaptive,
+    as_image,
+    is_pooled_channels_last,
+    per_dimension,
+    spatial,
+)
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+Average = Callable[[QTensor, Sequence[Windows], Array, Rule], Array]
+Mean = Callable[..., Any]
+ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
+CHANNELS_PER_STEP = 8
+
+
+def _rule(x: QTensor, rank: int, target: Target) -> Rule:
+    """C order sums the integers themselves; channels-last fuses whole vectors of channels."""
+    if not is_pooled_channels_last(x.int_repr, rank):
+        return Rule(0, FUSED, BEFORE, raw=True)
+    channels = x.int_repr.shape[1] if target.fused_multiply_add else 0
+    return Rule(channels // CHANNELS_PER_STEP * CHANNELS_PER_STEP, FUSED, BEFORE)
+
+
+def _adaptive(
+    x: QTensor | Array,
+    rank: int,
+    output_size: IntOrInts,
+    target: Target,
+    averaged: Average = average,
+    mean: Mean = mean_reference,
+) -> QTensor | Array:
+    sizes = per_dimension(output_size, rank, ())
+    if rank == 1:
+        image: Any = as_image(x.int_repr if isinstance(x, QTensor) else x)
+        image = x.with_int_repr(image) if isinstance(x, QTensor) else image
+        y: Any = _adaptive(image, 2, (1, *sizes), target, averaged, mean)
+        if isinstance(y, QTensor):
+            return y.with_int_repr(y.int_repr[..., 0, :])
+        return y[..., 0, :]
+    windows = [adaptive(n, size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
+    divisor = divisors(windows, count_padding=False)
+    to_one = set(sizes) == {1}
+    dims = tuple(range(-rank, 0))
+    if isinstance(x, QTensor):
+        if rank == 3 and to_one:
+            q = mean(x, dims, True, target=target)
+            return q.with_int_repr(_restrided(q.int_repr, x.int_repr))
+        return x.with_int_repr(averaged(x, windows, divisor, _rule(x, rank, target)))
+    if to_one:
+        return _restrided(mean_float(x, tuple(range(x.ndim - rank, x.ndim)), target), x)
+    return _average_float(x, windows)
+
+
+def _restrided(y: Array, x: Array) -> Array:
+    """Copy a map of one element per channel to the memory format of the input."""
+    out = empty_channels_last(y.shape, y.dtype) if is_channels_last(x) else np.empty_like(y)
+    out[...] = y
+    return out
+
+
+def _average_float(x: F32, windows: list[Windows]) -> F32:
+    """Add the elements of each window in row-major order, then divide by each length in turn."""
+    rank = len(windows)
+    lengths = tuple(len(w.start) for w in windows)
+    out = empty_suggested(x, np.float32, x.shape[: x.ndim - rank] + lengths)
+    if rank == 3:
+        out = np.empty(out.shape, np.float32)
+    for position in np.ndindex(*lengths):
+        bounds = [
+            (int(w.start[i]), int(w.end[i])) for w, i in zip(windows, position, strict=True)
+        ]
+        window = x[(..., *(slice(a, b) for a, b in bounds))]
+        flat = window.reshape(*x.shape[: x.ndim - rank], -1)
+        value = np.add.accumulate(flat, axis=-1, dtype=np.float32)[..., -1]
+        for a, b in bounds:
+            value = value / np.float32(b - a)
+        out[(..., *position)] = value
+    return out
+
+
+def reference_1d(
+    self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
+) -> QTensor | Array:
+    """Average evenly spread windows along the last dimension.
+
+    See ``aten::adaptive_avg_pool2d``: the signal is pooled as an image of height 1.
+
+    Examples
+    --------
+    >>> reference_1d(QTensor(np.uint8([[1, 2, 3]]), 0.5, 0), 2).int_repr
+    array([[2, 2]], dtype=uint8)
+    """
+    return _adaptive(self, 1, output_size, target)
+
+
+def reference_2d(
+    self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
+) -> QTensor | Array:
+    r"""Average evenly spread windows, so that the result has a given size.
+
+    Window *i* of *O* along a dimension of length *n* covers
+    :math:`\lfloor i n / O \rfloor \dots \lceil (i + 1) n / O \rceil`. With *D* elements in a
+    window and :math:`m = 1 / D` rounded to float32, quantized values are averaged exactly:
+
+    * in C order: :math:`q = \mathrm{rint}(m \sum q_i)`, the zero point is not looked at;
+    * channels-last: :math:`q = \mathrm{rint}(\mathrm{fma}(S, m, z))` with
+      :math:`S = \sum (q_i - z)` in the first ``C // 8 * 8`` channels, and
+      :math:`\mathrm{rint}(S m + z)` with a rounded product in the others (in all without vector
+      instructions).
+
+    float32: elements are added in row-major order and the sum is divided by the height, then by
+    the width of the window; a result of 1 x 1 is ``aten::mean``.
+
+    Parameters
+    ----------
+    self : QTensor (quint8, qint8, qint32, per tensor) or float32 array
+        ([N,] C, H, W).
+    output_size : int or sequence of int
+        Height and width of the result.
+
+    Returns
+    -------
+    QTensor or float32 array
+        ([N,] C, H', W'), in the memory format and with the parameters of the input. A defect of
+        torch is reproduced: from a quantized 1 x 1 map in NCHW memory, a larger result comes out
+        scrambled, its values in NHWC order.
+
+    Raises
+    ------
+    VerifyError
+        If the rank is wrong or the spatial size of the input is 0.
+
+    Examples
+    --------
+    >>> x = QTensor(np.uint8([[[[1, 2], [3, 4]]]]), 0.5, 7)
+    >>> reference_2d(x, 1).int_repr
+    array([[[[2]]]], dtype=uint8)
+    """
+    return _adaptive(self, 2, output_size, target)
+
+
+def reference_3d(
+    self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
+) -> QTensor | Array:
+    """Average evenly spread windows over depth, height and width.
+
+    See ``aten::adaptive_avg_pool2d``; quantized, too, a result of 1 x 1 x 1 is ``aten::mean``.
+
+    Examples
+    --------
+    >>> reference_3d(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), 1)
+    array([[[[3.5]]]], dtype=float32)
+    """
+    return _adaptive(self, 3, output_size, target)
+
+
+def _infer(rank: int) -> Callable[..., TensorType]:
+    op = f"adaptive_avg_pool{rank}d"
+
+    def infer(self: TensorType, output_size: IntOrInts) -> TensorType:
+        """Check rank and size; the spatial lengths become ``output_size``."""
+        checks.float_or_per_tensor(op, self)
+        leading, lengths = spatial(op, self, rank)
+        sizes = per_dimension(output_size, rank, ())
+        if len(sizes) != rank or min(sizes) < 0:
+            raise VerifyError(f"{op}: output_size must be {rank} lengths, got {output_size}")
+        if any(isinstance(n, Dim) or n < 1 for n in lengths):
+            raise VerifyError(f"{op}: cannot pool the lengths {format_shape(lengths)}")
+        return self.with_shape(leading + sizes)
+
+    return infer
+
+
+def _kernel(rank: int) -> Callable[..., QTensor | Array]:
+    def kernel(
+        self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
+    ) -> QTensor | Array:
+        """Compute the reference in one compiled pass."""
+        return _adaptive(self, rank, output_size, target, average_compiled, mean_kernel)
+
+    return kernel
+
+
+def _u8(values: Any) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), 0.5, 7, None, quint8)
+
+
+_TIES = channels_last(np.broadcast_to(np.uint8([[8, 7]]), (1, 2, 1, 2)))
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp"
+    "::q_adaptive_avg_pool2d",
+    "pytorch/pytorch/aten/src/ATen/native/cpu/AdaptiveAvgPoolKernel.cpp",
+)
+
+
+def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op:
+    return Op(
+        name=f"aten::adaptive_avg_pool{rank}d",
+        reference=reference,
+        infer=_infer(rank),
+        kernels=dict.fromkeys(ENGINES, _kernel(rank)),
+        source=_SOURCE,
+        cases=cases,
+    )
+
+
+OPS = (
+    _op(
+        1,
+        reference_1d,
+        (
+            Case(
+                *("overlap", (_u8([[1, 2, 9]]),)),
+                {"output_size": [2]},
+                *([[2, 6]], "windows 0..1 and 1..2 share an element; 1.5 and 5.5 are ties"),
+            ),
+        ),
+    ),
+    _op(
+        2,
+        reference_2d,
+        (
+            Case(
+                *("one_pixel", (_u8([[[[8, 7]]]]),)),
+                {"output_size": [1, 1]},
+                *([[[[8]]]], "rint(15 / 2)"),
+            ),
+            Case(
+                *("channels_last", (_u8(0).with_int_repr(_TIES),)),
+                {"output_size": [1, 1]},
+                np.reshape([8, 8], (1, 2, 1, 1)),
+                "rint(1 / 2 + 7)",
+            ),
+            Case(
+                *("scrambled", (_u8([[[[1]], [[5]]]]),)),
+                {"output_size": [1, 2]},
+                *([[[[1, 5]], [[1, 5]]]], "torch's defect on a 1 x 1 map: NHWC values in NCHW"),
+            ),
+            Case(
+                *("float", (np.float32([[[1e8, 1, -1e8, 1]]]),)),
+                {"output_size": [1, 1]},
+                *([[[0.5]]], "aten::mean"),
+            ),
+        ),
+    ),
+    _op(
+        3,
+        reference_3d,
+        (
+            Case(
+                *("one_voxel", (_u8(np.reshape([8, 7], (1, 1, 1, 1, 2))),)),
+                {"output_size": [1, 1, 1]},
+                np.reshape([8], (1, 1, 1, 1, 1)),
+                "aten::mean, by way of its integer kernel",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,84 @@
+"""Comparisons of two tensors, or of a tensor and a number (``.Scalar``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import Array, type_of
+from refquant.ir.types import TensorType, bool_
+from refquant.kernels.movement import broadcast
+from refquant.kernels.promotion import Number, result_dtype
+
+
+def _infer(name: str) -> Callable[[TensorType, TensorType | Number], TensorType]:
+    def infer(self: TensorType, other: TensorType | Number) -> TensorType:
+        result_dtype(name, self, other)
+        if isinstance(other, TensorType):
+            return TensorType(bool_, broadcast(name, self.shape, other.shape))
+        if not isinstance(other, bool | int | float):
+            raise VerifyError(f"{name}: expected a number or a tensor, got {other!r}")
+        return TensorType(bool_, self.shape)
+
+    return infer
+
+
+def _ops(
+    name: str, symbol: str, function: Callable[[Array, Array], Any], expected: list[bool]
+) -> tuple[Op, Op]:
+    def reference(self: Array, other: Array | Number) -> Array:
+        types = [type_of(v) if isinstance(v, np.ndarray) else v for v in (self, other)]
+        storage = result_dtype(name, *types).storage
+        a, b = (np.asarray(value).astype(storage) for value in (self, other))
+        return np.asarray(function(a, b))
+
+    reference.__doc__ = f"""Return whether ``self {symbol} other``, element by element.
+
+    Operands are promoted to one type first, as in torch; comparisons with NaN are false, except
+    ``!=``.
+
+    Parameters
+    ----------
+    self, other : tensors that broadcast (``.Scalar``: ``other`` is a number)
+        Not quantized.
+
+    Returns
+    -------
+    bool tensor
+
+    Raises
+    ------
+    VerifyError
+        If an operand is quantized or the shapes do not broadcast.
+    """
+    x = np.array([1, 2, np.nan], np.float32)
+    case = "NaN is in no order"
+
+    def record(full: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> Op:
+        return Op(
+            name=full,
+            reference=reference,
+            infer=_infer(full),
+            kernels=dict.fromkeys(ALL_ENGINES, reference),
+            source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
+            cases=(Case("values", operands, attributes, expected, case),),
+        )
+
+    op = f"aten::{name}"
+    return record(op, (x, np.array([2.0], np.float32)), {}), record(
+        f"{op}.Scalar", (x,), {"other": 2}
+    )
+
+
+OPS = (
+    *_ops("eq", "==", np.equal, [False, True, False]),
+    *_ops("ne", "!=", np.not_equal, [True, False, True]),
+    *_ops("lt", "<", np.less, [True, False, False]),
+    *_ops("le", "<=", np.less_equal, [True, True, False]),
+    *_ops("gt", ">", np.greater, [False, False, False]),
+    *_ops("ge", ">=", np.greater_equal, [False, True, False]),
+)
