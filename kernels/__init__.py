@@ -2,18 +2,44 @@
 
 from refquant.ir.op import OPS
 
+_RANKS = (1, 2, 3)
 _BINARY = ("add", "sub", "mul", "div", "floor_divide", "remainder")
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _UNARY = (
     *("neg", "abs", "sign", "square", "floor", "ceil", "round", "reciprocal", "rsqrt", "sqrt"),
     *("exp", "log", "sin", "cos", "erf", "logical_not"),
 )
+_REDUCTIONS = (
+    *("sum", "amax", "amin", "argmax", "argmin", "var", "linalg_vector_norm", "cumsum", "topk"),
+    "log_softmax",
+)
+_DECOMPOSED = (
+    *("quantize_per_tensor", "quantize_per_tensor.tensor", "quantize_per_channel"),
+    *("dequantize_per_tensor", "dequantize_per_tensor.tensor", "dequantize_per_channel"),
+    *("choose_qparams.tensor", "choose_qparams_symmetric.tensor", "convert_element_type.no_fuse"),
+)
 
 OPS.declare(
     __name__,
     {
+        "decomposed": tuple(f"quantized_decomposed::{name}" for name in _DECOMPOSED),
+        "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
+        "cat": ("aten::cat", "aten::stack"),
+        "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),
+        "masked": ("aten::masked_fill.Scalar", "aten::tril", "aten::triu", "aten::where"),
+        "pad": ("aten::pad",),
+        "pixel_shuffle": (
+            *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
+        ),
+        "roll": ("aten::flip", "aten::roll"),
+        "attention": ("aten::scaled_dot_product_attention",),
+        "conv": tuple(
+            f"aten::{name}{rank}d" for rank in _RANKS for name in ("conv", "conv_transpose")
+        ),
+        "linear": ("aten::linear",),
+        "matmul": ("aten::bmm", "aten::einsum", "aten::matmul"),
         "adaptive_avg_pool": (
-            *("aten::adaptive_avg_pool1d"),
+            "aten::adaptive_avg_pool1d",
             *("aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d"),
         ),
         "arithmetic": (
@@ -27,10 +53,13 @@ OPS.declare(
         ),
         "unary": tuple(f"aten::{name}" for name in _UNARY),
         "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
+        "clamp": ("aten::clamp", "aten::hardtanh", "aten::relu6"),
         "contiguous": ("aten::alias", "aten::clone", "aten::contiguous"),
         "dequantize": ("aten::dequantize",),
         "expand": ("aten::expand", "aten::repeat"),
         "fake_quantize": ("observer::fake_quantize",),
+        "hardsigmoid": ("aten::hardsigmoid",),
+        "hardswish": ("quantized::hardswish", "aten::hardswish"),
         "max_pool": ("aten::max_pool1d", "aten::max_pool2d", "aten::max_pool3d"),
         "mean": ("aten::mean",),
         "observe": ("observer::observe",),
@@ -55,6 +84,7 @@ OPS.declare(
         ),
         "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
+        "relu": ("aten::relu",),
         "reshape": ("aten::flatten", "aten::reshape", "aten::view"),
         "select": ("aten::select", "aten::slice", "aten::split_with_sizes", "aten::unbind"),
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),

@@ -12,7 +12,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import Dim, TensorType, format_shape, quint8
+from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks
 from refquant.kernels.averages import Rule, average, average_compiled, divisors
 from refquant.kernels.layout import (
@@ -47,7 +47,8 @@ def _rule(x: QTensor, rank: int, target: Target) -> Rule:
     """C order sums the integers themselves; channels-last fuses whole vectors of channels."""
     if not is_pooled_channels_last(x.int_repr, rank):
         return Rule(0, FUSED, BEFORE, raw=True)
-    channels = x.int_repr.shape[1] if target.fused_multiply_add else 0
+    fused = target.fused_multiply_add and x.dtype != qint32
+    channels = x.int_repr.shape[1] if fused else 0
     return Rule(channels // CHANNELS_PER_STEP * CHANNELS_PER_STEP, FUSED, BEFORE)
 
 
@@ -89,12 +90,17 @@ def _restrided(y: Array, x: Array) -> Array:
 
 
 def _average_float(x: F32, windows: list[Windows]) -> F32:
-    """Add the elements of each window in row-major order, then divide by each length in turn."""
+    """Add the elements of each window in row-major order, then divide.
+
+    Whole vectors of channels-last channels are divided by the number of elements, all others by
+    the height, then by the width.
+    """
     rank = len(windows)
     lengths = tuple(len(w.start) for w in windows)
     out = empty_suggested(x, np.float32, x.shape[: x.ndim - rank] + lengths)
     if rank == 3:
         out = np.empty(out.shape, np.float32)
+    in_body = np.arange(x.shape[-rank - 1]) < _body_channels(x, rank)
     for position in np.ndindex(*lengths):
         bounds = [
             (int(w.start[i]), int(w.end[i])) for w, i in zip(windows, position, strict=True)
@@ -102,10 +108,17 @@ def _average_float(x: F32, windows: list[Windows]) -> F32:
         window = x[(..., *(slice(a, b) for a, b in bounds))]
         flat = window.reshape(*x.shape[: x.ndim - rank], -1)
         value = np.add.accumulate(flat, axis=-1, dtype=np.float32)[..., -1]
+        in_turn, at_once = value, value / np.float32(flat.shape[-1])
         for a, b in bounds:
-            value = value / np.float32(b - a)
-        out[(..., *position)] = value
+            in_turn = in_turn / np.float32(b - a)
+        out[(..., *position)] = np.where(in_body, at_once, in_turn)
     return out
+
+
+def _body_channels(x: F32, rank: int) -> int:
+    if rank == 2 and is_channels_last(x):
+        return x.shape[1] // CHANNELS_PER_STEP * CHANNELS_PER_STEP
+    return 0
 
 
 def reference_1d(
@@ -135,11 +148,12 @@ def reference_2d(
     * in C order: :math:`q = \mathrm{rint}(m \sum q_i)`, the zero point is not looked at;
     * channels-last: :math:`q = \mathrm{rint}(\mathrm{fma}(S, m, z))` with
       :math:`S = \sum (q_i - z)` in the first ``C // 8 * 8`` channels, and
-      :math:`\mathrm{rint}(S m + z)` with a rounded product in the others (in all without vector
-      instructions).
+      :math:`\mathrm{rint}(S m + z)` with a rounded product in the others (in all of
+      them for qint32, or without vector instructions).
 
     float32: elements are added in row-major order and the sum is divided by the height, then by
-    the width of the window; a result of 1 x 1 is ``aten::mean``.
+    the width of the window (in the first ``C // 8 * 8`` channels of a channels-last tensor by
+    their product); a result of 1 x 1 is ``aten::mean``.
 
     Parameters
     ----------
@@ -269,7 +283,7 @@ OPS = (
             Case(
                 *("float", (np.float32([[[1e8, 1, -1e8, 1]]]),)),
                 {"output_size": [1, 1]},
-                *([[[0.5]]], "aten::mean"),
+                *([[[0.25]]], "aten::mean: added in four columns, here one by one"),
             ),
         ),
     ),

@@ -1,0 +1,211 @@
+"""How torch evaluates a real function on a quantized tensor, element by element.
+
+``QuantizedCPU`` activations dequantize, call a float32 function and quantize. The vector body
+and the scalar tail of the loop differ in all three steps; see ``quantized::add`` for the
+roundings and :mod:`refquant.kernels.elementary` for the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
+from refquant.ir.types import DType, QParams, TensorType, qint32
+from refquant.kernels import checks, rounding
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.pointwise import (
+    body_limits,
+    body_mask,
+    body_rule,
+    chunks,
+    dequantize_body,
+    quantize_body,
+    same_memory,
+    vector_width,
+)
+from refquant.kernels.rounding_jit import BEFORE, dequantize, quantize
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+Function = Callable[[F32], F32]
+
+
+class Formula(NamedTuple):
+    """A function in the forms that torch has of it, each float32 to float32.
+
+    Parameters
+    ----------
+    body : function
+        In the vector loop.
+    tail : function
+        In the scalar loop.
+    plain : function
+        In the vector loop of a build without vector instructions (``isa="default"``).
+    fused_input : bool
+        Whether the vector loop dequantizes with a fused multiply-add.
+    made_dense : bool
+        Whether the operand is first copied to dense memory in its own format, so that a view
+        with gaps still has a vector body.
+    all_tail : set of (Engine, DType)
+        Where the engine looks values up in a table made with the scalar function.
+    """
+
+    body: Function
+    tail: Function
+    plain: Function
+    fused_input: bool = True
+    made_dense: bool = False
+    all_tail: frozenset[tuple[Engine, DType]] = frozenset()
+
+    def in_body(self, target: Target) -> Function:
+        """Return the function of the vector loop."""
+        return self.body if target.fused_multiply_add else self.plain
+
+
+def _operand(x: QTensor, formula: Formula) -> Array:
+    return suggested(x.int_repr) if formula.made_dense else x.int_repr
+
+
+def apply(
+    x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target
+) -> QTensor:
+    """Evaluate a formula on every element, in plain NumPy."""
+    q, dtype = _operand(x, formula), x.dtype
+    (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
+    mask = body_mask(out, [q], target, vector_width(dtype))
+    if (target.engine, dtype) in formula.all_tail:
+        mask[...] = False
+    body, tail = q[mask], q[~mask]
+    if formula.fused_input:
+        real = dequantize_body(body, s, z, target)
+    else:
+        real = rounding.dequantize_plain(body, s, z)
+    out[mask] = quantize_body(formula.in_body(target)(real), scale, zero_point, dtype, target)
+    value = formula.tail(rounding.dequantize_plain(tail, s, z))
+    out[~mask] = rounding.quantize_before(value, scale, zero_point, dtype)
+    return QTensor(out, scale, zero_point, None, dtype)
+
+
+@jit
+def _dequantize(
+    q: Any, scale: np.float32, zero_point: int, fused: bool, real: F32
+) -> None:
+    offset = np.float32(-scale * np.float32(zero_point))
+    for i in range(q.size):
+        real[i] = dequantize(q[i], scale, offset, zero_point, fused)
+
+
+@jit
+def _quantize(
+    real: F32, inverse: np.float32, zero_point: int, low: int, high: int, rule: int, q: Any
+) -> None:
+    for i in range(q.size):
+        q[i] = quantize(real[i], inverse, zero_point, low, high, rule)
+
+
+@jit
+def _look_up(q: Any, table: Any, out: Any) -> None:
+    for i in range(q.size):
+        out[i] = table[q[i]]
+
+
+class _Loops(NamedTuple):
+    """The compiled body and tail for one set of parameters: integers to integers."""
+
+    body: Callable[[Array], Array]
+    tail: Callable[[Array], Array]
+
+
+def _loops(x: QTensor, qparams: QParams, formula: Formula, target: Target) -> _Loops:
+    dtype = x.dtype
+    (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
+
+    def run(
+        q: Array, fused: bool, function: Function, rule: int, limits: tuple[int, int]
+    ) -> Array:
+        real, result = np.empty(q.size, np.float32), np.empty(q.size, q.dtype)
+        _dequantize(q, np.float32(s), z, fused, real)
+        inverse = rounding.reciprocal(scale)
+        _quantize(function(real), inverse, zero_point, *limits, rule, result)
+        return result
+
+    def body(q: Array) -> Array:
+        fused = formula.fused_input and target.fused_multiply_add
+        rule, limits = body_rule(dtype, target), body_limits(dtype, target)
+        return run(q, fused, formula.in_body(target), rule, limits)
+
+    def tail(q: Array) -> Array:
+        return run(q, False, formula.tail, BEFORE, dtype.limits)
+
+    return _Loops(body, tail)
+
+
+def _tabulated(loops: _Loops, dtype: DType) -> _Loops:
+    """Evaluate the loops once for each of the 256 integers, then look up."""
+    every = np.arange(256, dtype=np.uint8).view(dtype.storage)
+
+    def looking_up(loop: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        table: list[Array] = []
+
+        def look_up(q: Array) -> Array:
+            if not q.size:
+                return q
+            if not table:
+                table.append(loop(every))
+            result = np.empty_like(q)
+            _look_up(q.view(np.uint8), table[0], result)
+            return result
+
+        return look_up
+
+    return _Loops(looking_up(loops.body), looking_up(loops.tail))
+
+
+def apply_compiled(
+    x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target
+) -> QTensor:
+    """Evaluate a formula of compiled functions; 8-bit values by tables of 256 entries."""
+    q, dtype = _operand(x, formula), x.dtype
+    loops = _loops(x, qparams, formula, target)
+    if dtype != qint32:
+        loops = _tabulated(loops, dtype)
+    width = vector_width(dtype)
+    if (target.engine, dtype) in formula.all_tail:
+        flat = np.ascontiguousarray(q).reshape(-1)
+        out[...] = loops.tail(flat).reshape(q.shape)
+    elif same_memory(out, q):
+        flat, into = memory_order(q), memory_order(out)
+        for start, middle, end in chunks(q.size, target, width):
+            into[start:middle] = loops.body(flat[start:middle])
+            into[middle:end] = loops.tail(flat[middle:end])
+    else:
+        mask = body_mask(out, [q], target, width)
+        out[mask] = loops.body(q[mask])
+        out[~mask] = loops.tail(q[~mask])
+    return QTensor(out, *_pair(qparams), None, dtype)
+
+
+def _pair(qparams: QParams) -> tuple[float, int]:
+    scale, zero_point = qparams.scale, qparams.zero_point
+    assert isinstance(scale, float) and isinstance(zero_point, int)
+    return scale, zero_point
+
+
+def suggested_output(x: QTensor) -> Array:
+    """Allocate the result of most activations: in the memory format of the input."""
+    return empty_suggested(x.int_repr, x.int_repr.dtype)
+
+
+def infer_quantized(
+    op: str, x: TensorType, output_scale: float, output_zero_point: int
+) -> TensorType:
+    """Check a quantized operand and the output parameters of an activation."""
+    checks.per_tensor(op, x)
+    qparams = checks.output_qparams(op, x.dtype, output_scale, output_zero_point)
+    return TensorType(x.dtype, x.shape, qparams)

@@ -1,0 +1,198 @@
+"""``aten::clamp``, ``aten::hardtanh`` and ``aten::relu6``: values limited to a range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.types import TensorType, qint32, quint8
+from refquant.kernels import checks, rounding
+from refquant.kernels.layout import empty_like, empty_suggested
+
+Array = npt.NDArray[Any]
+
+
+def _limit(x: QTensor | Array, low: float | None, high: float | None) -> QTensor | Array:
+    if isinstance(x, QTensor):
+        q = x.int_repr
+        out = empty_suggested(q, q.dtype)
+        out[...] = q
+    else:
+        q, out = x, empty_like(x, np.float32)
+        out[...] = x
+    if low is not None:
+        np.maximum(out, _bound(x, low), out=out)
+    if high is not None:
+        np.minimum(out, _bound(x, high), out=out)
+    return x.with_int_repr(out) if isinstance(x, QTensor) else out
+
+
+def _bound(x: QTensor | Array, bound: float) -> Any:
+    """Return a bound as the values are stored: quantized like torch's scalar code does."""
+    if not isinstance(x, QTensor):
+        return np.float32(bound)
+    with np.errstate(over="ignore"):
+        real = np.float32(bound)
+    return rounding.quantize_before(real, float(x.scale), int(x.zero_point), x.dtype)
+
+
+def clamp(
+    self: QTensor | Array, min: float | None = None, max: float | None = None
+) -> QTensor | Array:
+    r"""Return each value limited to ``[min, max]``.
+
+    Quantized: the bounds are quantized,
+    :math:`Q(b) = \mathrm{clamp}(\mathrm{rint}(b \cdot 1/s + z))` with product and sum rounded to
+    float32, and the integers are limited to them. ``max`` wins if the bounds cross. In float32
+    a NaN stays.
+
+    Parameters
+    ----------
+    self : QTensor (quint8, qint8, qint32, per tensor) or float32 array
+        Values.
+    min, max : float, optional
+        Bounds, of which at least one is given.
+
+    Returns
+    -------
+    QTensor or float32 array
+        With the parameters of the input.
+
+    Raises
+    ------
+    VerifyError
+        If both bounds are None, or the value is neither quantized per tensor nor float32.
+
+    Examples
+    --------
+    >>> clamp(QTensor(np.uint8([3, 9]), 0.5, 7), min=-0.5, max=0.5).int_repr
+    array([6, 8], dtype=uint8)
+    """
+    return _limit(self, min, max)
+
+
+def hardtanh(
+    self: QTensor | Array, min_val: float = -1.0, max_val: float = 1.0
+) -> QTensor | Array:
+    """Return each value limited to ``[min_val, max_val]``; see ``aten::clamp``.
+
+    Examples
+    --------
+    >>> hardtanh(QTensor(np.uint8([3, 8]), 0.5, 7)).int_repr
+    array([5, 8], dtype=uint8)
+    """
+    return _limit(self, min_val, max_val)
+
+
+def relu6(self: QTensor | Array) -> QTensor | Array:
+    """Return each value limited to ``[0, 6]``; see ``aten::clamp``.
+
+    Examples
+    --------
+    >>> relu6(QTensor(np.uint8([3, 8, 99]), 0.5, 7)).int_repr
+    array([ 7,  8, 19], dtype=uint8)
+    """
+    return _limit(self, 0.0, 6.0)
+
+
+def infer_clamp(
+    self: TensorType, min: float | None = None, max: float | None = None
+) -> TensorType:
+    """Check that there is a bound; the result has the type of the operand."""
+    checks.float_or_per_tensor("clamp", self)
+    if min is None and max is None:
+        raise VerifyError("clamp: at least one of min and max must be given")
+    return self
+
+
+def infer_hardtanh(
+    self: TensorType, min_val: float = -1.0, max_val: float = 1.0
+) -> TensorType:
+    """Check the order of the bounds; the result has the type of the operand."""
+    checks.float_or_per_tensor("hardtanh", self)
+    if min_val > max_val:
+        raise VerifyError(f"hardtanh: min_val {min_val} is above max_val {max_val}")
+    return self
+
+
+def infer_relu6(self: TensorType) -> TensorType:
+    """Return the type of the operand."""
+    checks.float_or_per_tensor("relu6", self)
+    return self
+
+
+def _u8(*values: int) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), 1.0, 7, None, quint8)
+
+
+_SOURCE = (
+    "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qclamp.cpp::quantized_clamp_impl",
+    "pytorch/pytorch/aten/src/ATen/native/quantized/AffineQuantizer.cpp::quantize_val",
+)
+
+OPS = (
+    Op(
+        name="aten::clamp",
+        reference=clamp,
+        infer=infer_clamp,
+        kernels=dict.fromkeys(ALL_ENGINES, clamp),
+        source=_SOURCE,
+        cases=(
+            Case(
+                *("ties", (_u8(0, 255),), {"min": 0.5, "max": 1.5}),
+                *([8, 8], "7.5 and 8.5 go to 8: the zero point is added before rounding"),
+            ),
+            Case(
+                *("one_bound", (_u8(0, 255),), {"min": None, "max": 1e9}),
+                *([0, 255], "a bound outside the range saturates"),
+            ),
+            Case(
+                *("crossed", (_u8(0, 255),), {"min": 3.0, "max": 1.0}),
+                *([8, 8], "max wins"),
+            ),
+            Case(
+                "qint32",
+                (QTensor(np.int32([-(2**31), 2**31 - 1]), 1.0, 7, None, qint32),),
+                {"min": -3e9, "max": 1.0},
+                [-(2**31), 8],
+                "saturation at 32 bits",
+            ),
+            Case(
+                *("float", (np.float32([-9, np.nan, 9]),), {"min": 0.1}),
+                *(np.float32([0.1, np.nan, 9]), "NaN stays; the bound is float32"),
+            ),
+        ),
+    ),
+    Op(
+        name="aten::hardtanh",
+        reference=hardtanh,
+        infer=infer_hardtanh,
+        kernels=dict.fromkeys(ALL_ENGINES, hardtanh),
+        source=_SOURCE,
+        cases=(
+            Case(
+                *("default", (_u8(0, 7, 255),), {}),
+                *([6, 7, 8], "bounds -1 and 1"),
+            ),
+        ),
+    ),
+    Op(
+        name="aten::relu6",
+        reference=relu6,
+        infer=infer_relu6,
+        kernels=dict.fromkeys(ALL_ENGINES, relu6),
+        source=_SOURCE,
+        cases=(
+            Case(
+                *("quint8", (_u8(0, 9, 255),), {}),
+                *([7, 9, 13], "bounds 0 and 6"),
+            ),
+            Case("float", (np.float32([-1, 7]),), {}, [0, 6], "bounds 0 and 6"),
+        ),
+    ),
+)

@@ -1,0 +1,79 @@
+"""``aten::relu``: negative values become 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.types import TensorType, qint8, quint8
+from refquant.kernels import checks
+from refquant.kernels.layout import empty_like, empty_suggested
+
+Array = npt.NDArray[Any]
+
+
+def reference(self: QTensor | Array) -> QTensor | Array:
+    r"""Return the larger of each value and 0.
+
+    Quantized: :math:`\max(q, z)` on the integers, nothing is rounded. In float32 a NaN stays.
+
+    Parameters
+    ----------
+    self : QTensor (quint8, qint8, qint32, per tensor) or float32 array
+        Values.
+
+    Returns
+    -------
+    QTensor or float32 array
+        With the parameters of the input.
+
+    Raises
+    ------
+    VerifyError
+        If the value is quantized per channel, or neither quantized nor float32.
+
+    Examples
+    --------
+    >>> reference(QTensor(np.uint8([3, 9]), 0.5, 7)).int_repr
+    array([7, 9], dtype=uint8)
+    """
+    if isinstance(self, QTensor):
+        out = empty_suggested(self.int_repr, self.int_repr.dtype)
+        np.maximum(self.int_repr, self.int_repr.dtype.type(self.zero_point), out=out)
+        return self.with_int_repr(out)
+    return np.maximum(self, np.float32(0), out=empty_like(self, np.float32))
+
+
+def infer(self: TensorType) -> TensorType:
+    """Return the type of the operand."""
+    checks.float_or_per_tensor("relu", self)
+    return self
+
+
+OPS = (
+    Op(
+        name="aten::relu",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        source=("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",),
+        cases=(
+            Case(
+                *("quint8", (QTensor(np.uint8([0, 7, 255]), 0.5, 7, None, quint8),)),
+                *({}, [7, 7, 255], "the zero point stands for 0"),
+            ),
+            Case(
+                *("qint8", (QTensor(np.int8([-128, 127]), 0.5, -128, None, qint8),)),
+                *({}, [-128, 127], "nothing is negative"),
+            ),
+            Case(
+                *("float", (np.float32([-1, np.nan, np.inf]),)),
+                *({}, [0, np.nan, np.inf], "NaN stays"),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,112 @@
+"""``aten::roll`` and ``aten::flip``: elements of a dimension in another order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import Case
+from refquant.ir.qtensor import Array, Tensor
+from refquant.ir.types import TensorType
+from refquant.kernels.layout import empty_like
+from refquant.kernels.movement import dimension, example, move, movement
+
+Ints = tuple[int, ...]
+
+
+def roll(x: Tensor, shifts: Ints, dims: Ints) -> Any:
+    """Shift elements along dimensions; those that fall off come in again at the other end.
+
+    Parameters
+    ----------
+    x : any tensor
+        Quantization parameters are kept.
+    shifts, dims : tuple of int
+        How far, and along which dimension.
+
+    Returns
+    -------
+    A contiguous copy.
+
+    Raises
+    ------
+    VerifyError
+        If the numbers of shifts and dims differ.
+
+    Examples
+    --------
+    >>> roll(np.arange(5), (2,), (0,))
+    array([3, 4, 0, 1, 2])
+    """
+    return move(x, lambda array: np.ascontiguousarray(np.roll(array, shifts, dims)))
+
+
+def infer_roll(x: TensorType, shifts: Ints, dims: Ints) -> TensorType:
+    """Check that there is one shift for each dimension."""
+    if len(shifts) != len(dims):
+        raise VerifyError(f"roll: {len(shifts)} shifts for {len(dims)} dims")
+    for dim in dims:
+        dimension(dim, x.rank, "roll")
+    return x
+
+
+def flip(x: Tensor, dims: Ints) -> Any:
+    """Reverse the order along dimensions.
+
+    Parameters
+    ----------
+    x : any tensor
+        Quantization parameters are kept.
+    dims : tuple of int
+        Which dimensions; negative counts from the end.
+
+    Returns
+    -------
+    A copy with the strides of ``x`` where dense.
+
+    Raises
+    ------
+    VerifyError
+        If there is no such dimension.
+
+    Examples
+    --------
+    >>> flip(np.arange(3), (0,))
+    array([2, 1, 0])
+    """
+
+    def reverse(array: Array) -> Array:
+        result = empty_like(array, array.dtype)
+        result[...] = np.flip(array, dims)
+        return result
+
+    return move(x, reverse)
+
+
+def infer_flip(x: TensorType, dims: Ints) -> TensorType:
+    """Check the dimensions."""
+    for dim in dims:
+        dimension(dim, x.rank, "flip")
+    return x
+
+
+_X = example(2, 3)
+
+OPS = (
+    movement(
+        "aten::roll",
+        roll,
+        infer_roll,
+        Case("both", (_X,), {"shifts": (1, -1), "dims": (0, 1)}, [[4, 5, 3], [1, 2, 0]], "two"),
+        source="pytorch/aten/src/ATen/native/TensorTransformations.cpp",
+    ),
+    movement(
+        "aten::flip",
+        flip,
+        infer_flip,
+        Case("last", (_X,), {"dims": (-1,)}, [[2, 1, 0], [5, 4, 3]], "from the end"),
+        source="pytorch/aten/src/ATen/native/TensorTransformations.cpp",
+    ),
+)
