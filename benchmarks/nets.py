@@ -181,6 +181,7 @@ def quantized_net(
     name: str, size: int = 224, engine: str = "fbgemm", seed: int = 0
 ) -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Return a network calibrated and converted by torch, and one image."""
+    torch.backends.quantized.engine = engine
     example = (torch.randn(1, 3, size, size),)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

@@ -98,7 +98,11 @@ def trained(name: str) -> nn.Module:
 
 
 def quantized(name: str) -> tuple[nn.Module, tuple[torch.Tensor]]:
-    """Calibrate on the training images and convert, as a user of torch would."""
+    """Calibrate on the training images and convert, as a user of torch would.
+
+    The engine matters at conversion: packed weights belong to the engine they were packed under.
+    """
+    torch.backends.quantized.engine = "fbgemm"
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         example = (images(),)

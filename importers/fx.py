@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections.abc import Sequence
@@ -555,10 +556,11 @@ def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Te
     """Run a torch model and return the value of every node by its name.
 
     The parts of a tuple are named ``node.0``, ``node.1``. torch's engine and thread count are
-    set to the target's for the run.
+    set to the target's for the run. The run is on a copy, because packed weights keep the engine
+    under which they were packed (by default x86, whose convolutions are onednn's), and copying
+    packs them again.
     """
     torch = _torch()
-    module, _ = _trace(model)
     recorded: dict[str, Tensor] = {}
 
     class Recorder(torch.fx.Interpreter):  # type: ignore[name-defined]
@@ -579,6 +581,7 @@ def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Te
     try:
         torch.set_num_threads(target.threads)
         torch.backends.quantized.engine = str(target.engine)
+        module, _ = _trace(copy.deepcopy(model))
         with torch.no_grad():
             Recorder(module).run(*(to_torch(array) for array in as_arrays(inputs)))
     finally:

@@ -20,7 +20,6 @@ from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order, suggested
 from refquant.kernels.pointwise import (
-    body_limits,
     body_mask,
     body_rule,
     chunks,
@@ -126,22 +125,19 @@ def _loops(x: QTensor, qparams: QParams, formula: Formula, target: Target) -> _L
     dtype = x.dtype
     (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
 
-    def run(
-        q: Array, fused: bool, function: Function, rule: int, limits: tuple[int, int]
-    ) -> Array:
+    def run(q: Array, fused: bool, function: Function, rule: int) -> Array:
         real, result = np.empty(q.size, np.float32), np.empty(q.size, q.dtype)
         _dequantize(q, np.float32(s), z, fused, real)
         inverse = rounding.reciprocal(scale)
-        _quantize(function(real), inverse, zero_point, *limits, rule, result)
+        _quantize(function(real), inverse, zero_point, *dtype.limits, rule, result)
         return result
 
     def body(q: Array) -> Array:
         fused = formula.fused_input and target.fused_multiply_add
-        rule, limits = body_rule(dtype, target), body_limits(dtype, target)
-        return run(q, fused, formula.in_body(target), rule, limits)
+        return run(q, fused, formula.in_body(target), body_rule(dtype, target))
 
     def tail(q: Array) -> Array:
-        return run(q, False, formula.tail, BEFORE, dtype.limits)
+        return run(q, False, formula.tail, BEFORE)
 
     return _Loops(body, tail)
 

@@ -99,8 +99,7 @@ def dequantize_body(q: Integers, scale: float, zero_point: int, target: Target) 
 def quantize_body(x: F32, scale: float, zero_point: int, dtype: DType, target: Target) -> Integers:
     """Quantize as ATen's vector bodies do."""
     if dtype == qint32:
-        q = rounding.quantize_before(x, scale, zero_point, dtype)
-        return np.minimum(q, body_limits(dtype, target)[1])
+        return rounding.quantize_before(x, scale, zero_point, dtype)
     if target.fused_multiply_add:
         return rounding.quantize_after(x, scale, zero_point, dtype)
     return rounding.quantize_fused(x, scale, zero_point, dtype)
@@ -111,14 +110,3 @@ def body_rule(dtype: DType, target: Target) -> int:
     if dtype == qint32:
         return BEFORE
     return AFTER if target.fused_multiply_add else FUSED
-
-
-def body_limits(dtype: DType, target: Target) -> tuple[int, int]:
-    """Return the range to which ATen's vector bodies clamp.
-
-    For qint32 they clamp before the conversion, to the largest float32 below ``2**31``.
-    """
-    low, high = dtype.limits
-    if dtype == qint32 and target.fused_multiply_add:
-        return low, int(rounding.INT32_CEILING)
-    return low, high

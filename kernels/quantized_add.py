@@ -16,7 +16,6 @@ from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order
 from refquant.kernels.pointwise import (
-    body_limits,
     body_mask,
     body_rule,
     chunks,
@@ -146,9 +145,9 @@ def _fill(
     zb: int,
     inverse: np.float32,
     zero_point: int,
-    relu: bool,
     low: int,
     high: int,
+    relu: bool,
     fused: bool,
     rule: int,
     out: Any,
@@ -188,13 +187,13 @@ def _run(
         np.float32(qb.scale),
         int(qb.zero_point),
     )
-    constants = (rounding.reciprocal(scale), zero_point, relu)
-    body_is = (*body_limits(dtype, target), target.fused_multiply_add, body_rule(dtype, target))
-    tail_is = (*dtype.limits, False, BEFORE)
+    constants = (rounding.reciprocal(scale), zero_point, *dtype.limits, relu)
+    body_is = (target.fused_multiply_add, body_rule(dtype, target))
+    tail_is = (False, BEFORE)
     out = _empty_result(a, b)
     width = vector_width(dtype)
 
-    def fill(x: Array, y: Array, how: tuple[int, int, bool, int], into: Array) -> None:
+    def fill(x: Array, y: Array, how: tuple[bool, int], into: Array) -> None:
         _fill(x, sa, za, y, sb, zb, *constants, *how, into)
 
     if same_memory(out, a, b):

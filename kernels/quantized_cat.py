@@ -20,7 +20,7 @@ from refquant.kernels.layout import (
     is_channels_last,
     is_contiguous_channels_last,
 )
-from refquant.kernels.pointwise import body_limits, body_rule, dequantize_body, quantize_body
+from refquant.kernels.pointwise import body_rule, dequantize_body, quantize_body
 from refquant.kernels.rounding_jit import BEFORE, FUSED, dequantize, quantize
 
 Array = npt.NDArray[Any]
@@ -278,8 +278,7 @@ def _run(
             rest = BEFORE if nhwc or dtype == qint32 else FUSED
             common = (np.float32(x.scale), int(x.zero_point), rounding.reciprocal(s), z)
             fused, rule = target.fused_multiply_add, body_rule(dtype, target)
-            top = body_limits(dtype, target)[1]
-            _fill(flat, *common, floor, top, fused, rule, 0, body, into, column)
+            _fill(flat, *common, floor, high, fused, rule, 0, body, into, column)
             _fill(flat, *common, floor, high, False, rest, body, width, into, column)
         column += width
     return QTensor(out, s, z, None, dtype)

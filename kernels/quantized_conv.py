@@ -132,9 +132,9 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits. Also
-        for the depthwise kernel in 3-D where depth or height is below its padding: torch
-        corrupts memory there.
+        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits. From
+        ``infer`` also for the depthwise kernel in 3-D where the output's depth or height is
+        below the padding: torch writes past its memory there.
 
     Examples
     --------
@@ -254,11 +254,11 @@ def infer(
     out = geometry.out(x.shape[2:])
     check_out(op, out)
     if rank == 3 and geometry.saturates(groups * inputs, channels):
-        depth_and_height = zip(x.shape[2:4], padding[:2], strict=True)
+        depth_and_height = zip(out[:2], padding[:2], strict=True)
         if any(isinstance(n, int) and n < p for n, p in depth_and_height):
             raise UnsupportedError(
-                f"{op}: torch's depthwise kernel corrupts memory where depth or height is below "
-                f"the padding, got {format_shape(x.shape)} with padding={padding}"
+                f"{op}: torch's depthwise kernel corrupts memory where the output's depth or "
+                f"height is below the padding, got {format_shape(out)} with padding={padding}"
             )
     qparams = checks.output_qparams(op, quint8, scale, zero_point)
     return TensorType(quint8, (x.shape[0], channels, *out), qparams)

@@ -23,7 +23,7 @@ def clamp(value: Any, low: int, high: int) -> Any:
 @jit
 def to_int(x: np.float32, low: int, high: int) -> Any:
     """Round half to even and saturate; NaN and +inf give ``high``."""
-    if x < _CEILING:
+    if x < np.float32(2147483648.0):
         if x < np.float32(low):
             return low
         return clamp(np.int64(np.rint(x)), low, high)

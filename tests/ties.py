@@ -154,8 +154,9 @@ def convolution(
     shape, geometry = _shape(rng, kind, rank)
     spans = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     least = [max(1, s - 2 * p) for s, p in zip(spans, geometry.padding, strict=True)]
-    if "fast" in kind and rank == 3:  # below, torch's kernel corrupts memory
-        least = [max(n, p) for n, p in zip(least, geometry.padding, strict=True)]
+    if "fast" in kind and rank == 3:  # with an output below the padding torch corrupts memory
+        enough = [1 + s * p for s, p in zip(geometry.stride, geometry.padding, strict=True)]
+        least = [max(pair) for pair in zip(least, enough, strict=True)]
     sizes = [n + int(rng.integers(0, 5)) for n in least]
     images, inputs = int(rng.choice([1, 3])), shape[1] * geometry.groups
     x = activation(rng, (images, inputs, *sizes), reduced=rng.random() < 0.2)
