@@ -107,20 +107,6 @@ def _function_name(function: Any, names: dict[Any, str]) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
 
 
-def _rule_of(module: Any) -> Rule:
-    """Return the rule of a module by its class, or as an observer or fake-quant."""
-    name = qualified_name(module)
-    rule = MODULES.get(name) or QUANTIZED_MODULES.get(name)
-    if rule is not None:
-        return rule
-    bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-    if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
-        return fake_quantize
-    if "torch.ao.quantization.observer.ObserverBase" in bases:
-        return observe
-    raise UnsupportedError(f"module {name}")
-
-
 class FxBuilder(TorchBuilder):
     """The builder with what rules need to read torch's modules."""
 
@@ -170,16 +156,19 @@ class FxBuilder(TorchBuilder):
             return self.parameter(full, to_tensor(tensor))
         return self.parameter(f"{full}.{rows.start}", to_tensor(tensor[rows]))
 
-    def packed(self, packed: Any, module: Any = None) -> tuple[Any, Any, dict[str, Any]]:
-        """Return weight, bias and geometry of packed parameters."""
+    def packed(
+        self, packed: Any, module: Any = None, rank: int = 0
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Return weight, bias and, for a convolution of ``rank``, its geometry."""
         name = packed.name if isinstance(packed, Constant) else self.path(module)
         raw = packed.raw if isinstance(packed, Constant) else packed
         weight, bias = raw.unpack()
+        if rank and weight.dim() == rank + 3:  # torch packs conv1d as a conv2d of height 1
+            weight = weight.squeeze(-2)
         weight_value = self.parameter(f"{name}.weight", to_tensor(weight))
         bias_value = None if bias is None else self.parameter(f"{name}.bias", to_tensor(bias))
-        if not hasattr(raw, "stride"):
+        if not rank:
             return weight_value, bias_value, {}
-        rank = weight.dim() - 2
         geometry: dict[str, Any] = {
             key: tuple(getattr(raw, key)())[-rank:] for key in ("stride", "padding", "dilation")
         }
@@ -187,6 +176,19 @@ class FxBuilder(TorchBuilder):
         if raw.transpose():
             geometry["output_padding"] = tuple(raw.output_padding())[-rank:]
         return weight_value, bias_value, geometry
+
+    def rule_of(self, module: Any) -> Rule:
+        """Return the rule of a module by its class, or as an observer or fake-quant."""
+        name = qualified_name(module)
+        rule = MODULES.get(name) or QUANTIZED_MODULES.get(name)
+        if rule is not None:
+            return rule
+        bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+        if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
+            return fake_quantize
+        if "torch.ao.quantization.observer.ObserverBase" in bases:
+            return observe
+        raise UnsupportedError(f"module {name}")
 
     def stateful(self, module: Any) -> str:
         """Add an observer or fake-quant with its state; return its path."""
@@ -314,7 +316,7 @@ class _Import:
         """Return the rule of a node, or None if it computes on constants only."""
         if node.op == "call_module":
             module = self.module.get_submodule(node.target)
-            of_class = _rule_of(module)
+            of_class = self.builder.rule_of(module)
             return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
         if not _contains(self.inputs_of(node), Value | Constant | _Poison):
             return None

@@ -29,8 +29,14 @@ class TorchBuilder(Builder, ABC):
         """Return a module's tensor as a parameter, or a part of its rows; None if absent."""
 
     @abstractmethod
-    def packed(self, packed: Any, module: Any = None) -> tuple[Any, Any, dict[str, Any]]:
-        """Return weight, bias and geometry of packed parameters."""
+    def packed(
+        self, packed: Any, module: Any = None, rank: int = 0
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Return weight, bias and, for a convolution of ``rank``, its geometry."""
+
+    @abstractmethod
+    def rule_of(self, module: Any) -> Rule:
+        """Return the rule of a module."""
 
     @abstractmethod
     def stateful(self, module: Any) -> str:

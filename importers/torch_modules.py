@@ -210,7 +210,7 @@ def padding(mode: str) -> Rule:
 def sequential(b: TorchBuilder, module: Mod, input: Any) -> Any:
     """Fused float containers: their parts in order."""
     for part in module:
-        input = MODULES[qualified_name(part)](b, part, input)
+        input = b.rule_of(part)(b, part, input)
     return input
 
 

@@ -220,13 +220,24 @@ def quantized_linear_dynamic(name: str) -> Rule:
     return rule
 
 
+def rank_of(name: str) -> int:
+    """Return 2 for ``conv2d_relu``.
+
+    Examples
+    --------
+    >>> rank_of("quantized::conv_transpose3d")
+    3
+    """
+    return next(rank for rank in (1, 2, 3) if f"{rank}d" in name)
+
+
 def quantized_conv(name: str) -> Rule:
     """Return the rule of a quantized convolution with packed parameters."""
 
     def rule(
         b: TorchBuilder, qx: Value, packed_weight: Any, output_scale: Any, output_zero_point: Any
     ) -> Value:
-        weight, bias, geometry = b.packed(packed_weight)
+        weight, bias, geometry = b.packed(packed_weight, rank=rank_of(name))
         return b.emit(
             f"quantized::{name}",
             qx,

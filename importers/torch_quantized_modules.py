@@ -62,7 +62,7 @@ def quantized_conv(op: str) -> Rule:
     """Return the rule of ``nnq.Conv1d``, ``2d``, ``3d`` and their relu forms."""
 
     def rule(b: TorchBuilder, module: Mod, input: Value) -> Value:
-        weight, bias, geometry = b.packed(module._packed_params, module)
+        weight, bias, geometry = b.packed(module._packed_params, module, q.rank_of(op))
         if module.padding_mode != "zeros":
             input, _ = pad_mode(b, module, input)
         return b.emit(op, input, weight, bias, **geometry, **_output(b, module))

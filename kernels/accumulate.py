@@ -106,7 +106,7 @@ def dot_saturating(x: Array, zero_point: int, weight: Array, weight_zero_point: 
     if product.shape[-1] % 2:
         product = np.concatenate((product, np.zeros_like(product[..., :1])), -1)
     pairs = product[..., 0::2] + product[..., 1::2]
-    total = np.clip(pairs, -(2**15), 2**15 - 1).sum(-1)
+    total: npt.NDArray[np.int64] = np.clip(pairs, -(2**15), 2**15 - 1).sum(-1)
     total -= zero_point * weight.sum(-1, dtype=np.int64)
     total -= weight_zero_point * x.sum(-1, dtype=np.int64)
     total += zero_point * weight_zero_point * weight.shape[-1]

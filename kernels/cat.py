@@ -9,7 +9,7 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import OPS as REGISTRY
 from refquant.ir.op import Case
-from refquant.ir.qtensor import QTensor, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, format_shape, quint8
 from refquant.kernels.layout import channels_last, is_channels_last
@@ -45,9 +45,14 @@ def cat(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
     """
     if isinstance(tensors[0], QTensor):
         return REGISTRY["quantized::cat"].reference(*tensors, dim=dim, target=target)
-    arrays = [x for x in tensors if isinstance(x, np.ndarray)]
+    arrays = _promoted(tensors)
     result = np.concatenate(arrays, dim)
     return channels_last(result) if all(map(is_channels_last, arrays)) else result
+
+
+def _promoted(tensors: tuple[Tensor, ...]) -> list[Array]:
+    dtype = result_dtype("cat", *map(type_of, tensors))
+    return [np.asarray(x).astype(dtype.storage, copy=False) for x in tensors]
 
 
 def infer_cat(*tensors: TensorType, dim: int = 0) -> TensorType:
@@ -104,8 +109,10 @@ def stack(*tensors: Tensor, dim: int = 0) -> Any:
     """
     first = tensors[0]
     if isinstance(first, QTensor):
-        return first.with_int_repr(np.stack([getattr(x, "int_repr", x) for x in tensors], dim))
-    return np.stack([x for x in tensors if isinstance(x, np.ndarray)], dim)
+        return first.with_int_repr(
+            np.stack([x.int_repr for x in tensors if isinstance(x, QTensor)], dim)
+        )
+    return np.stack(_promoted(tensors), dim)
 
 
 def infer_stack(*tensors: TensorType, dim: int = 0) -> TensorType:

@@ -22,8 +22,9 @@ from refquant.kernels.accumulate import (
     weight_zero_points,
     windows,
 )
+from refquant.kernels.convolve import Rounding, Window, convolve
 from refquant.kernels.layout import empty_channels_last
-from refquant.kernels.packing import Layout, PackedWeight, Rounding, Window, convolve
+from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
 
 F32 = npt.NDArray[np.float32]
@@ -52,9 +53,7 @@ class Geometry(NamedTuple):
 
     def out(self, sizes: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the size of the output map."""
-        attributes = zip(
-            sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
+        attributes = zip(sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple(out_size(*axis) for axis in attributes)
 
     def saturates(self, inputs: int, outputs: int) -> bool:
@@ -187,9 +186,7 @@ def _exact(
     for image in range(images):
         rows = np.moveaxis(y[image], 0, -1).reshape(pixels, channels)
         for part in blocks(pixels, BLOCK // max(inputs * int(np.prod(kernel)), channels)):
-            seen = windows(
-                x.int_repr[image], part, out, kernel, stride, padding, dilation, zero
-            )
+            seen = windows(x.int_repr[image], part, out, kernel, stride, padding, dilation, zero)
             if saturating:
                 repeated = np.repeat(seen, channels // inputs, 1)
                 total = dot_saturating(repeated, zero, factor.reshape(channels, -1), weight_zero)
@@ -264,17 +261,11 @@ def infer(
     return TensorType(quint8, (x.shape[0], channels, *out), qparams)
 
 
-def _layout(shape: Ints, dilation: Ints, groups: int) -> Layout:
-    channels, inputs, *kernel = shape
-    if groups > 1 and inputs == 1 and channels // groups <= 4:
-        return Layout(groups, depthwise=True)
-    contiguous = groups == 1 and dilation[-1] == 1
-    return Layout(groups, run=kernel[-1] if contiguous else 1)
-
-
 def pack(weight: QTensor, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedWeight:
     """Arrange the weight for :func:`kernel`."""
-    return PackedWeight.of(weight, _layout(weight.shape, dilation, groups))
+    channels, inputs, *taps = weight.shape
+    layout = Layout.of(inputs, channels // groups, tuple(taps), dilation, groups, False)
+    return PackedWeight.of(weight, layout)
 
 
 def kernel(
@@ -338,8 +329,8 @@ def _attributes(rank: int, **changed: Any) -> dict[str, Any]:
 def _cases(rank: int, relu: bool) -> tuple[Case, ...]:
     ones = (1,) * rank
     end = (1, 1, *ones[1:], -1)
-    line = QTensor(np.uint8([3, 5, 0]).reshape(end), 0.5, 1)
-    pair = QTensor(np.int8([1, 2]).reshape(end), 0.5, 0, None, qint8)
+    line = QTensor(np.array([3, 5, 0], np.uint8).reshape(end), 0.5, 1)
+    pair = QTensor(np.array([1, 2], np.int8).reshape(end), 0.5, 0, None, qint8)
     padding = {"padding": (*(0,) * (rank - 1), 1)}
     padded = np.reshape([14, 20, 12, 10 if relu else 9], end)
     cases = [
@@ -347,7 +338,7 @@ def _cases(rank: int, relu: bool) -> tuple[Case, ...]:
     ]
     if relu:
         return tuple(cases)
-    bias = np.float32([0.125])
+    bias = np.array([0.125], np.float32)
     tied = np.reshape([20, 12], end)
     cases.append(Case("ties", (line, pair, bias), _attributes(rank), tied, "10.5 and 2.5 to even"))
     shape = (1, 8, *(3,) * rank)

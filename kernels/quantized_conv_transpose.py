@@ -15,8 +15,9 @@ from refquant.ir.target import Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks
+from refquant.kernels.convolve import Rounding, Window, convolve
 from refquant.kernels.layout import empty_channels_last
-from refquant.kernels.packing import Layout, PackedWeight, Rounding, Window, convolve
+from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_conv import check_axes, check_map, check_out
 from refquant.kernels.quantized_linear import check_weight
 
@@ -182,11 +183,8 @@ def infer(
 def pack(weight: QTensor, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedWeight:
     """Arrange the weight for :func:`kernel`."""
     inputs, each, *taps = weight.shape
-    if groups > 1 and inputs == groups and each <= 4:
-        return PackedWeight.of(weight, Layout(groups, depthwise=True, transposed=True))
-    contiguous = groups == 1 and dilation[-1] == 1
-    run = taps[-1] if contiguous else 1
-    return PackedWeight.of(weight, Layout(groups, run=run, transposed=True))
+    layout = Layout.of(inputs // groups, each, tuple(taps), dilation, groups, True)
+    return PackedWeight.of(weight, layout)
 
 
 def kernel(
@@ -216,8 +214,8 @@ def kernel(
 def _cases(rank: int) -> tuple[Case, ...]:
     ones, zeros = (1,) * rank, (0,) * rank
     end = (1, 1, *ones[1:], -1)
-    line = QTensor(np.uint8([3, 5]).reshape(end), 0.5, 1)
-    pair = QTensor(np.int8([1, 2]).reshape(end), 0.5, 0, None, qint8)
+    line = QTensor(np.array([3, 5], np.uint8).reshape(end), 0.5, 1)
+    pair = QTensor(np.array([1, 2], np.int8).reshape(end), 0.5, 0, None, qint8)
     plain = {"stride": ones, "padding": zeros, "output_padding": zeros, "dilation": ones}
     apart = {
         **plain,
@@ -225,7 +223,7 @@ def _cases(rank: int) -> tuple[Case, ...]:
         "output_padding": (*zeros[1:], 1),
     }
     rest = {"groups": 1, "scale": 0.25, "zero_point": 10}
-    bias = np.float32([0.125])
+    bias = np.array([0.125], np.float32)
     overlapped = np.reshape([12, 18, 18], end)
     spread = np.reshape([12, 14, 14, 18, 10], end)
     cut = {**plain, "padding": (*zeros[1:], 1)}

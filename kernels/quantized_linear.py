@@ -14,7 +14,8 @@ from refquant.ir.target import Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
-from refquant.kernels.packing import Layout, PackedWeight, matrix_product
+from refquant.kernels.convolve import matrix_product
+from refquant.kernels.packing import Layout, PackedWeight
 
 F32 = npt.NDArray[np.float32]
 
@@ -198,7 +199,7 @@ def _tiled(
     rows = np.ascontiguousarray(x.int_repr).reshape(-1, depth)
     y = np.empty((*x.shape[:-1], channels), np.uint8)
     limits = (low - zero_point, 255 - zero_point, zero_point)
-    matrix_product(rows, packed, packed.constants(rule, x, scale, bias), limits, y)
+    matrix_product(rows, packed, packed.lanes(rule, x, scale, bias), limits, y)
     return QTensor(y, scale, zero_point)
 
 
@@ -211,11 +212,10 @@ def _case(
     return Case(name, (rows, weight, addend), attributes, expected, why)
 
 
-_PER_TENSOR = QTensor(np.int8([[1, 2], [-3, 4]]), 0.5, 0, None, qint8)
-_PER_CHANNEL = QTensor(
-    np.int8([[1, 2], [-3, 4]]), np.float64([0.5, 0.25]), np.int64([0, 0]), 0, qint8
-)
-_SHIFTED = QTensor(np.int8([[1, 2], [-3, -128]]), 0.5, -128, None, qint8)
+_ROWS = np.array([[1, 2], [-3, 4]], np.int8)
+_PER_TENSOR = QTensor(_ROWS, 0.5, 0, None, qint8)
+_PER_CHANNEL = QTensor(_ROWS, np.array([0.5, 0.25]), np.array([0, 0]), 0, qint8)
+_SHIFTED = QTensor(np.array([[1, 2], [-3, -128]], np.int8), 0.5, -128, None, qint8)
 _HUGE = QTensor(np.full((1, 64), 127, np.int8), 1e5, 0, None, qint8)
 
 _SOURCE = (

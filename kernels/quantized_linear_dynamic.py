@@ -13,7 +13,8 @@ from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize, rounding
 from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
-from refquant.kernels.packing import Layout, PackedWeight, matrix_product
+from refquant.kernels.convolve import matrix_product
+from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
 from refquant.kernels.quantized_linear import check_operands
 
@@ -125,7 +126,7 @@ def kernel(
         return y
     rows = np.ascontiguousarray(x)
     q = quantize_per_tensor.kernel(rows, *qparams_of(rows, quint8, reduce_range), quint8)
-    lanes = packed.constants(rule, q, 1.0, bias)
+    lanes = packed.lanes(rule, q, 1.0, bias)
     matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, (0, 0, 0), y)
     return y
 
@@ -142,16 +143,16 @@ def kernel_relu(
     return np.maximum(y, np.float32(0), out=y)
 
 
-_WEIGHT = QTensor(np.int8([[1, 2], [-3, 4]]), 0.5, 0, None, qint8)
-_PER_CHANNEL = QTensor(np.int8([[1, 2], [-3, 4]]), np.float64([0.5, 2]), np.int64([1, 0]), 0, qint8)
-_X = np.float32([[0, 255], [255, 1]])
-_BIAS = np.float32([1, 2])
+_ROWS = np.array([[1, 2], [-3, 4]], np.int8)
+_WEIGHT = QTensor(_ROWS, 0.5, 0, None, qint8)
+_PER_CHANNEL = QTensor(_ROWS, np.array([0.5, 2.0]), np.array([1, 0]), 0, qint8)
+_X = np.array([[0, 255], [255, 1]], np.float32)
+_BIAS = np.array([1, 2], np.float32)
 
 
-def _case(
-    name: str, x: F32, weight: QTensor, bias: F32 | None, expected: Any, why: str
-) -> Case:
-    return Case(name, (x, weight, bias), {"reduce_range": False}, np.float32(expected), why)
+def _case(name: str, x: F32, weight: QTensor, bias: F32 | None, expected: Any, why: str) -> Case:
+    attributes = {"reduce_range": False}
+    return Case(name, (x, weight, bias), attributes, np.asarray(expected, np.float32), why)
 
 
 _SOURCE = (

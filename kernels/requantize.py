@@ -82,7 +82,8 @@ def apply(
         real = fma(constants.addend, constants.factor, total.astype(np.float32))
         scaled = real * constants.multiplier
         whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
-    return np.clip(whole + zero_point, low, 255).astype(np.uint8)
+    q: npt.NDArray[np.uint8] = np.clip(whole + zero_point, low, 255).astype(np.uint8)
+    return q
 
 
 def dequantize_constants(

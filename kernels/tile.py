@@ -120,9 +120,7 @@ def _store(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, offset: ir.Value
     b.store(value, at).align = 1
 
 
-def _widened_pairs(
-    b: ir.IRBuilder, u: ir.Value, s: ir.Value
-) -> list[tuple[ir.Value, ir.Value]]:
+def _widened_pairs(b: ir.IRBuilder, u: ir.Value, s: ir.Value) -> list[tuple[ir.Value, ir.Value]]:
     """Split bytes into even and odd ones, widened to int16: unsigned ``u``, signed ``s``."""
     wide = _vector(I16, 2 * u.type.count)
     u, s = b.bitcast(u, wide), b.bitcast(s, wide)
@@ -238,9 +236,7 @@ def _finish_float32(
 FINISH = {nb.types.uint8: _finish_uint8, nb.types.float32: _finish_float32}
 
 
-def _function(
-    module: ir.Module, name: str, arguments: list[ir.Type]
-) -> tuple[ir.Function, bool]:
+def _function(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
     """Return an out-of-line function and whether its body is still to be written."""
     if name in module.globals:
         return module.globals[name], False
@@ -387,7 +383,7 @@ def _narrow(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
         return _call(b, byte, _vector(I8, 4 * lanes), *words)
     pairs = [_pick(b, parts[i], parts[i + 1], list(range(2 * lanes))) for i in (0, 2)]
     order = np.argsort(depthwise_order(lanes)).tolist()
-    return b.trunc(_pick(b, *pairs, order), _vector(I8, 4 * lanes))
+    return b.trunc(_pick(b, pairs[0], pairs[1], order), _vector(I8, 4 * lanes))
 
 
 def depthwise_order(lanes: int) -> Array:

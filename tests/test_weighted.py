@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import ties
 import torch
 from llvmlite.binding import get_host_cpu_features
-
-import ties
 from oracle import assert_same, call_torch, from_torch, to_torch
+
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import OPS, Case
 from refquant.ir.qtensor import QTensor, type_of
@@ -40,7 +40,9 @@ def run_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) 
     try:
         quantized = torch.ops.quantized
         bare = name.split("::")[1]
-        prepack = getattr(quantized, bare.replace("_relu", "").replace("_dynamic", "") + "_prepack")
+        prepack = getattr(
+            quantized, bare.replace("_relu", "").replace("_dynamic", "") + "_prepack"
+        )
         axes = [list(attributes[key]) for key in GEOMETRY if key in attributes]
         groups = [attributes["groups"]] if "groups" in attributes else []
         packed = prepack(weight, bias, *axes, *groups)
@@ -93,7 +95,7 @@ def test_convolution_at_ties(kind: str, rank: int) -> None:
     if rank == 1 and kind in ("fast", "nearly_fast"):
         kind = "depthwise"
     rng = np.random.default_rng([rank, ties.KINDS.index(kind)])
-    for i, (per_channel, with_bias, relu) in enumerate(FLAGS * 3):
+    for i, (per_channel, with_bias, relu) in enumerate(FLAGS * (4 - rank)):
         operands, attributes = ties.convolution(
             rng, kind, rank, per_channel, with_bias, symmetric=i % 3 > 0
         )
@@ -203,7 +205,9 @@ def test_a_large_batch_goes_through_one_offset_table() -> None:
     attributes = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     for images in (6, 7, 40):  # 1024 pixels each, 4096 rows a table
         x = ties.activation(rng, (images, 3, 32, 32), reduced=False)
-        check("quantized::conv2d", (x, weight, None), {**attributes, "scale": 1.0, "zero_point": 9})
+        check(
+            "quantized::conv2d", (x, weight, None), {**attributes, "scale": 1.0, "zero_point": 9}
+        )
     rows = ties.activation(rng, (9001, 7), reduced=False)
     matrix = QTensor(weight.int_repr.reshape(-1)[:21].reshape(3, 7), 0.01, 3, None, qint8)
     check("quantized::linear", (rows, matrix, None), {"scale": 0.5, "zero_point": 9})

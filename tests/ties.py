@@ -39,7 +39,9 @@ def weight_tensor(
     """Return int8 weights with random zero points; scales are set by :func:`hug`."""
     integers = rng.integers(-128, 128, shape).astype(np.int8)
     if not per_channel:
-        return QTensor(integers, 1.0, 0 if symmetric else int(rng.integers(-128, 128)), None, qint8)
+        return QTensor(
+            integers, 1.0, 0 if symmetric else int(rng.integers(-128, 128)), None, qint8
+        )
     zero = np.zeros(shape[0]) if symmetric else rng.integers(-128, 128, shape[0])
     return QTensor(integers, np.ones(shape[0]), zero.astype(np.int64), 0, qint8)
 
@@ -125,7 +127,7 @@ def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, .
             elif change == 4:
                 outputs = groups * 3
             else:
-                kernel, padding = (*kernel[:-1], 9 - size), (*padding[:-1], (9 - size) // 2)
+                kernel, padding = (*kernel[:-1], 8 - size), (*padding[:-1], (8 - size) // 2)
         return (outputs, 1, *kernel), Geometry(kernel, stride, padding, dilation, groups)
     stride = tuple(int(s) for s in rng.integers(1, 4, rank))
     dilation = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
@@ -168,9 +170,9 @@ def convolution(
     weight_zero = weight_zero_points(weight, shape[0])
     if geometry.saturates(inputs, shape[0]):
         repeated = np.repeat(seen, shape[0] // inputs, 1)
-        total = dot_saturating(
-            repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero
-        )[0]
+        total = dot_saturating(repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero)[
+            0
+        ]
     else:
         factor = weight.int_repr.reshape(geometry.groups, -1, int(np.prod(shape[1:])))
         total = dot(seen.reshape(1, geometry.groups, -1), zero, factor, weight_zero)[0]
