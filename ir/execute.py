@@ -105,10 +105,11 @@ def _check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, int]:
             raise VerifyError(f"{where}: expected dtype {value.type.dtype}, got {got.dtype}")
         if value.type.qparams is not None and got.qparams != value.type.qparams:
             raise VerifyError(f"{where}: expected qparams {value.type.qparams}, got {got.qparams}")
+        earlier = _bound(sizes)
         if not _match(value.type, got, sizes):
             raise VerifyError(
-                f"{where}: expected shape {format_shape(value.type.shape)}"
-                f"{_bound(sizes)}, got {format_shape(got.shape)}"
+                f"{where}: expected shape {format_shape(value.type.shape)}{earlier}, "
+                f"got {format_shape(got.shape)}"
             )
     return sizes
 

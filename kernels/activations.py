@@ -24,11 +24,13 @@ from refquant.kernels.pointwise import (
     body_rule,
     chunks,
     dequantize_body,
+    float_width,
     quantize_body,
     same_memory,
     vector_width,
 )
 from refquant.kernels.rounding_jit import BEFORE, dequantize, quantize
+from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -71,9 +73,18 @@ def _operand(x: QTensor, formula: Formula) -> Array:
     return suggested(x.int_repr) if formula.made_dense else x.int_repr
 
 
-def apply(
-    x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target
-) -> QTensor:
+def filling(loop: Callable[..., None], *parameters: Any) -> Function:
+    """Return a compiled loop ``loop(x, *parameters, y)`` as a function from x to y."""
+
+    def function(x: F32) -> F32:
+        y = np.empty_like(x)
+        loop(x, *parameters, y)
+        return y
+
+    return function
+
+
+def apply(x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target) -> QTensor:
     """Evaluate a formula on every element, in plain NumPy."""
     q, dtype = _operand(x, formula), x.dtype
     (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
@@ -91,10 +102,20 @@ def apply(
     return QTensor(out, scale, zero_point, None, dtype)
 
 
+def apply_float(x: F32, formula: Formula, target: Target) -> F32:
+    """Evaluate a formula on a float32 array, in plain NumPy."""
+    out = empty_sorted(x.shape, [x], np.float32)
+    if not target.fused_multiply_add:
+        out[...] = formula.plain(x)
+        return out
+    mask = body_mask(out, [x], target, float_width(target))
+    out[mask] = formula.body(x[mask])
+    out[~mask] = formula.tail(x[~mask])
+    return out
+
+
 @jit
-def _dequantize(
-    q: Any, scale: np.float32, zero_point: int, fused: bool, real: F32
-) -> None:
+def _dequantize(q: Any, scale: np.float32, zero_point: int, fused: bool, real: F32) -> None:
     offset = np.float32(-scale * np.float32(zero_point))
     for i in range(q.size):
         real[i] = dequantize(q[i], scale, offset, zero_point, fused)

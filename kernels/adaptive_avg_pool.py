@@ -102,9 +102,7 @@ def _average_float(x: F32, windows: list[Windows]) -> F32:
         out = np.empty(out.shape, np.float32)
     in_body = np.arange(x.shape[-rank - 1]) < _body_channels(x, rank)
     for position in np.ndindex(*lengths):
-        bounds = [
-            (int(w.start[i]), int(w.end[i])) for w, i in zip(windows, position, strict=True)
-        ]
+        bounds = [(int(w.start[i]), int(w.end[i])) for w, i in zip(windows, position, strict=True)]
         window = x[(..., *(slice(a, b) for a, b in bounds))]
         flat = window.reshape(*x.shape[: x.ndim - rank], -1)
         value = np.add.accumulate(flat, axis=-1, dtype=np.float32)[..., -1]

@@ -12,7 +12,8 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.layout import empty_like, empty_suggested
+from refquant.kernels.layout import empty_suggested
+from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +24,7 @@ def _limit(x: QTensor | Array, low: float | None, high: float | None) -> QTensor
         out = empty_suggested(q, q.dtype)
         out[...] = q
     else:
-        q, out = x, empty_like(x, np.float32)
+        out = empty_sorted(x.shape, [x], np.float32)
         out[...] = x
     if low is not None:
         np.maximum(out, _bound(x, low), out=out)
@@ -110,9 +111,7 @@ def infer_clamp(
     return self
 
 
-def infer_hardtanh(
-    self: TensorType, min_val: float = -1.0, max_val: float = 1.0
-) -> TensorType:
+def infer_hardtanh(self: TensorType, min_val: float = -1.0, max_val: float = 1.0) -> TensorType:
     """Check the order of the bounds; the result has the type of the operand."""
     checks.float_or_per_tensor("hardtanh", self)
     if min_val > max_val:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
 from refquant.kernels.packing import Ints, Lanes, Layout, PackedWeight, ceil, depthwise_slots
+from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import Rule
-from refquant.kernels.tile import SLACK, depthwise, multiply
+from refquant.kernels.tile import depthwise, multiply
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]

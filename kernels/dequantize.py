@@ -136,11 +136,7 @@ OPS = (
             ),
             Case(
                 "float_zero_point",
-                (
-                    QTensor(
-                        np.uint8([[3, 15]]), np.float32([0.5]), np.float32([1.5]), 0, quint4x2
-                    ),
-                ),
+                (QTensor(np.uint8([[3, 15]]), np.float32([0.5]), np.float32([1.5]), 0, quint4x2),),
                 {},
                 np.float32([[0.75, 6.75]]),
                 "4 bits with float zero points, the embedding format",

@@ -172,9 +172,7 @@ def tanh_sleef(x: np.float32) -> Any:
     if size <= np.float32(8.664339742):
         d0, d1 = expk2(size)
         e0 = np.float32(_ONE / d0)
-        e1 = np.float32(
-            e0 * fma(np.float32(-d1), e0, fma(np.float32(-d0), e0, _ONE))
-        )
+        e1 = np.float32(e0 * fma(np.float32(-d1), e0, fma(np.float32(-d0), e0, _ONE)))
         n0, n1 = _add_larger(d0, d1, np.float32(-e0), np.float32(-e1))
         m0, m1 = _add_larger(d0, d1, e0, e1)
         t = np.float32(_ONE / m0)

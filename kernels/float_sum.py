@@ -163,7 +163,14 @@ def _accumulate_columns(
             narrow = [*shape[:best], last - first, *shape[best + 1 :]]
             own, other = steps[best]
             _accumulate(
-                x, out.reshape(-1), narrow, steps, 0, int(np.prod(narrow)), first * own, first * other
+                x,
+                out.reshape(-1),
+                narrow,
+                steps,
+                0,
+                int(np.prod(narrow)),
+                first * own,
+                first * other,
             )
 
 
@@ -187,9 +194,7 @@ def _accumulate(
         if own_0 != 0 and own_1 == 0:
             (own_0, other_0), (own_1, other_1) = (own_1, other_1), (own_0, other_0)
             lengths.reverse()
-        block = np.ndarray(
-            lengths, np.float32, memory, at * 4, (other_0 * 4, other_1 * 4)
-        )
+        block = np.ndarray(lengths, np.float32, memory, at * 4, (other_0 * 4, other_1 * 4))
         into = np.ndarray(lengths, np.float32, out, to * 4, (own_0 * 4, own_1 * 4))
         if own_0 != 0:
             into += block

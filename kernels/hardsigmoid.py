@@ -12,9 +12,9 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks
-from refquant.kernels.activations import Formula, apply, apply_compiled, suggested_output
+from refquant.kernels.activations import Formula, apply, apply_compiled, filling, suggested_output
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_like
+from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
     """
     if isinstance(self, QTensor):
         return apply(self, suggested_output(self), OUTPUT[self.dtype], FORMULA, target)
-    out = empty_like(self, np.float32)
+    out = empty_sorted(self.shape, [self], np.float32)
     out[...] = hardsigmoid(self)
     return out
 
@@ -87,13 +87,7 @@ def _fill(x: F32, y: F32) -> None:
         y[i] = np.float32(ramp / np.float32(6))
 
 
-def _compiled(x: F32) -> F32:
-    y = np.empty_like(x)
-    _fill(x, y)
-    return y
-
-
-COMPILED = Formula(_compiled, _compiled, _compiled, all_tail=_ALL_TAIL)
+COMPILED = Formula(*[filling(_fill)] * 3, all_tail=_ALL_TAIL)
 
 
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:

@@ -16,11 +16,12 @@ from refquant.kernels.activations import (
     Formula,
     apply,
     apply_compiled,
+    filling,
     infer_quantized,
     suggested_output,
 )
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_like
+from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -83,7 +84,7 @@ def reference_float(self: F32) -> F32:
     >>> reference_float(np.float32([-4, 1, 5]))
     array([-0.       ,  0.6666667,  5.       ], dtype=float32)
     """
-    out = empty_like(self, np.float32)
+    out = empty_sorted(self.shape, [self], np.float32)
     out[...] = hardswish(self)
     return out
 
@@ -106,13 +107,7 @@ def _fill(x: F32, y: F32) -> None:
         y[i] = np.float32(np.float32(x[i] * ramp) / np.float32(6))
 
 
-def _compiled(x: F32) -> F32:
-    y = np.empty_like(x)
-    _fill(x, y)
-    return y
-
-
-COMPILED = Formula(_compiled, _compiled, _compiled, all_tail=_ALL_TAIL)
+COMPILED = Formula(*[filling(_fill)] * 3, all_tail=_ALL_TAIL)
 
 
 def kernel(

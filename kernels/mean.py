@@ -104,7 +104,9 @@ def reference(
 
 def _through_float(x: QTensor, dims: tuple[int, ...], target: Target) -> Array:
     scale, zero_point = float(x.scale), int(x.zero_point)
-    quantize = rounding.quantize_before if x.dtype.storage.itemsize == 4 else rounding.quantize_fused
+    quantize = (
+        rounding.quantize_before if x.dtype.storage.itemsize == 4 else rounding.quantize_fused
+    )
     real = rounding.dequantize_plain(_dense(x.int_repr), scale, zero_point)
     return quantize(mean_float(real, dims, target), scale, zero_point, x.dtype)
 

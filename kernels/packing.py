@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
+from refquant.kernels.registers import BLOCK, LANES, PANEL, depthwise_order
 from refquant.kernels.requantize import Constants, Rule
-from refquant.kernels.tile import BLOCK, LANES, PANEL, depthwise_order
 
 Array = npt.NDArray[Any]
 Int8 = npt.NDArray[np.int8]
@@ -167,20 +167,20 @@ class PackedWeight(QTensor):
             inputs, channels = channels, inputs
         sizes = (groups, channels, prod(kernel), inputs)
         unpack = _unpack_depthwise if self.layout.depthwise else _unpack_panels
-        return _unmatrix(
-            unpack(self.data, sizes, self.layout, self.passes), self.layout, self.shape
-        )
+        matrix = unpack(self.data, sizes, self.layout, self.passes)
+        return _unmatrix(matrix, self.layout, self.shape)
 
     def lanes(
         self, rule: Rule, x: QTensor, scale: float, bias: npt.NDArray[np.float32] | None
     ) -> Lanes:
         """Return the constants of the rounding for one input and output; the last are kept."""
         key = (rule, x.scale, x.zero_point, scale, None if bias is None else bias.tobytes())
-        if key not in self._lanes:
-            self._lanes.clear()
+        lanes = self._lanes.get(key)
+        if lanes is None:
             each = rule(float(x.scale), self.scale, scale, bias, self.sums.size)
-            self._lanes[key] = self._in_lanes(int(x.zero_point), each)
-        return self._lanes[key]
+            lanes = self._in_lanes(int(x.zero_point), each)
+            self.__dict__["_lanes"] = {key: lanes}
+        return lanes
 
     def _in_lanes(self, zero_point: int, each: Constants) -> Lanes:
         channels = self.sums.size

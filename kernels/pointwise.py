@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.target import Target
+from refquant.ir.target import Isa, Target
 from refquant.ir.types import DType, qint32
 from refquant.kernels import rounding
 from refquant.kernels.layout import is_dense
@@ -44,6 +44,17 @@ def chunks(n: int, target: Target, width: int = 64) -> list[tuple[int, int, int]
     size = -(-n // parts) if n else 0
     ends = [(start, min(start + size, n)) for start in range(0, n, size)] if n else []
     return [(start, start + (end - start) // width * width, end) for start, end in ends]
+
+
+def float_width(target: Target) -> int:
+    """Elements per step of ATen's float32 vector loop: two registers.
+
+    Examples
+    --------
+    >>> float_width(Target(isa="avx2"))
+    16
+    """
+    return {Isa.AVX2: 16, Isa.DEFAULT: 16}.get(target.isa, 32)
 
 
 def same_memory(out: Array, *inputs: Array) -> bool:

@@ -148,7 +148,11 @@ def infer(
         return TensorType(dtype, x.shape)
     scale, zero_point = _parameters(scales, zero_points)
     low, high = dtype.limits
-    if not is_float and zero_point.size and not low <= zero_point.min() <= zero_point.max() <= high:
+    if (
+        not is_float
+        and zero_point.size
+        and not low <= zero_point.min() <= zero_point.max() <= high
+    ):
         raise VerifyError(f"{op}: zero points must be in [{low}, {high}], got {zero_point}")
     qparams = QParams(tuple(scale.tolist()), tuple(zero_point.tolist()), axis % x.rank)
     return TensorType(dtype, x.shape, qparams)

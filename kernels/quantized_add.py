@@ -25,7 +25,12 @@ from refquant.kernels.pointwise import (
     vector_width,
 )
 from refquant.kernels.rounding_jit import BEFORE, dequantize, quantize
-from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
+from refquant.kernels.tensor_iterator import (
+    empty_sorted,
+    from_loop_order,
+    loops,
+    to_loop_order,
+)
 
 Array = npt.NDArray[Any]
 ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
@@ -36,8 +41,7 @@ def _empty_result(a: Array, b: Array) -> Array:
     shape = np.broadcast_shapes(a.shape, b.shape)
     if shape == a.shape:
         return empty_suggested(a, a.dtype)
-    order = loops([np.broadcast_to(a, shape), np.broadcast_to(b, shape)]).dims[::-1]
-    return np.empty([shape[d] for d in order], a.dtype).transpose(np.argsort(order))
+    return empty_sorted(shape, [a, b], a.dtype)
 
 
 def reference(

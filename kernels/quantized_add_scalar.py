@@ -175,7 +175,9 @@ OPS = (
         source=_SOURCE,
         cases=(
             Case("in_range", (_X,), {"b": -2.0}, [0, 1, 128, 255], "only the zero point moves"),
-            Case("below", (_X,), {"b": 256.0}, [128, 128, 192, 255], "z - c = -255: scale doubles"),
+            Case(
+                "below", (_X,), {"b": 256.0}, [128, 128, 192, 255], "z - c = -255: scale doubles"
+            ),
             Case("above", (_X,), {"b": -509.0}, [0, 1, 64, 127], "z - c = 510: scale doubles"),
             Case("tie", (_X,), {"b": 0.5}, [0, 1, 128, 255], "half a step rounds to no step"),
             Case(
@@ -194,7 +196,9 @@ OPS = (
         kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
-            Case("in_range", (_X,), {"b": -2.0}, [3, 3, 128, 255], "clamped at the new zero point"),
+            Case(
+                "in_range", (_X,), {"b": -2.0}, [3, 3, 128, 255], "clamped at the new zero point"
+            ),
             Case("negative", (_X,), {"b": -100.0}, [101, 101, 128, 255], "negative sums become 0"),
         ),
     ),

@@ -147,9 +147,7 @@ def _requantize_nhwc(x: QTensor, scale: float, zero_point: int, target: Target) 
     if (s, z) == (scale, zero_point):
         return q
     body = quantize_body(dequantize_body(q, s, z, target), scale, zero_point, x.dtype, target)
-    tail = rounding.quantize_before(
-        rounding.dequantize_plain(q, s, z), scale, zero_point, x.dtype
-    )
+    tail = rounding.quantize_before(rounding.dequantize_plain(q, s, z), scale, zero_point, x.dtype)
     channels = q.shape[1]
     in_body = np.arange(channels) < channels // VECTOR_WIDTH * VECTOR_WIDTH
     return np.where(in_body.reshape(1, -1, 1, 1), body, tail)
@@ -182,7 +180,9 @@ def infer(
         own_scale if scale is None else scale,
         own_zero_point if zero_point is None else zero_point,
     )
-    return TensorType(first.dtype, (*first.shape[:axis], length, *first.shape[axis + 1 :]), qparams)
+    return TensorType(
+        first.dtype, (*first.shape[:axis], length, *first.shape[axis + 1 :]), qparams
+    )
 
 
 def _without(shape: Shape, axis: int) -> Shape:

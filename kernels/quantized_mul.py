@@ -83,9 +83,7 @@ def reference_relu(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> Q
     return _multiply(qa, qb, scale, zero_point, relu=True)
 
 
-def _multiply(
-    qa: QTensor, qb: QTensor, scale: float, zero_point: int, *, relu: bool
-) -> QTensor:
+def _multiply(qa: QTensor, qb: QTensor, scale: float, zero_point: int, *, relu: bool) -> QTensor:
     a = qa.int_repr.astype(np.int64) - qa.zero_point
     b = qb.int_repr.astype(np.int64) - qb.zero_point
     product = (a * b).astype(np.int32)

@@ -11,7 +11,8 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
-from refquant.kernels.layout import empty_like, empty_suggested
+from refquant.kernels.layout import empty_suggested
+from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +46,7 @@ def reference(self: QTensor | Array) -> QTensor | Array:
         out = empty_suggested(self.int_repr, self.int_repr.dtype)
         np.maximum(self.int_repr, self.int_repr.dtype.type(self.zero_point), out=out)
         return self.with_int_repr(out)
-    return np.maximum(self, np.float32(0), out=empty_like(self, np.float32))
+    return np.maximum(self, np.float32(0), out=empty_sorted(self.shape, [self], np.float32))
 
 
 def infer(self: TensorType) -> TensorType:
@@ -60,7 +61,9 @@ OPS = (
         reference=reference,
         infer=infer,
         kernels=dict.fromkeys(ALL_ENGINES, reference),
-        source=("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",),
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",
+        ),
         cases=(
             Case(
                 *("quint8", (QTensor(np.uint8([0, 7, 255]), 0.5, 7, None, quint8),)),

@@ -94,6 +94,19 @@ def loops(operands: Sequence[Array], *, reduction: bool = False) -> Loops:
     return Loops(tuple(order), tuple(lengths) or (1,), tuple(steps) or ((0,) * len(strides),))
 
 
+def empty_sorted(shape: tuple[int, ...], operands: Sequence[Array], dtype: npt.DTypeLike) -> Array:
+    """Return the uninitialised result of a loop: dense, its dimensions sorted like the inputs'.
+
+    Examples
+    --------
+    >>> x = np.zeros((4, 6)).T[:, ::2]
+    >>> empty_sorted(x.shape, [x], np.uint8).strides
+    (1, 6)
+    """
+    order = loops([np.broadcast_to(x, shape) for x in operands]).dims[::-1]
+    return np.empty([shape[d] for d in order], dtype).transpose(np.argsort(order))
+
+
 def to_loop_order(x: Array, nest: Loops) -> Array:
     """Return the elements of ``x`` as a 1-D array in the order of the loops."""
     return x.transpose(nest.dims[::-1]).reshape(-1)

@@ -5,17 +5,13 @@ bytes at a time and rounds the sums to 8 bits (or to float32) before they leave 
 Rows are byte offsets into the input and K is cut into equal *segments*, so a matrix, a pointwise
 convolution and a strided or dilated one are the same loop and no patches are copied.
 
-The instruction that multiplies four bytes is chosen when the code is generated, for the CPU that
-Numba compiles for; all choices are exact. The environment variable ``REFQUANT_ISA`` (one of
-``avx512vnni``, ``avxvnni``, ``avx512``, ``avx2``, ``generic``), read on import, overrides the
-choice, so that one machine can test them all. ``generic`` is plain LLVM for any CPU.
-Intrinsics and drivers share this file because Numba's cache only notices changes in the file
-of the function that it caches.
+The instruction that multiplies four bytes is chosen when the code is generated, see
+``registers.py``; all choices are exact. Intrinsics and drivers share this file because Numba's
+cache only notices changes in the file of the function that it caches.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,59 +20,13 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from refquant.ir.errors import RefquantError
+from refquant.kernels import tile_numpy
 from refquant.kernels.jit import jit
-from refquant.kernels.rounding import fma as numpy_fma
+from refquant.kernels.registers import ISA, SHAPES, VECTORS, depthwise_order
 
 Array = npt.NDArray[Any]
-
-VECTORS = 2  # vectors of output channels in a tile
-
-
-class Shape(NamedTuple):
-    """Registers of an instruction set: 32-bit lanes of a vector, rows of a tall and short tile."""
-
-    lanes: int
-    tall: int
-    short: int
-
-
-SHAPES = {
-    "avx512vnni": Shape(16, 12, 4),
-    "avxvnni": Shape(8, 6, 2),
-    "avx512": Shape(16, 8, 4),
-    "avx2": Shape(8, 4, 2),
-    "generic": Shape(4, 4, 2),
-}
-
-
-def _choose_isa() -> str:
-    forced = os.environ.get("REFQUANT_ISA")
-    if forced:
-        if forced not in SHAPES:
-            raise RefquantError(f"REFQUANT_ISA must be one of {', '.join(SHAPES)}, got {forced!r}")
-        return forced
-    if nb.config.DISABLE_JIT:
-        return "generic"
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    if "+avx512vnni" in features and "+avx512bw" in features:
-        return "avx512vnni"
-    if "+avxvnni" in features:
-        return "avxvnni"
-    if "+avx512bw" in features:
-        return "avx512"
-    return "avx2" if "+avx2" in features else "generic"
-
-
-ISA = _choose_isa()
-LANES = SHAPES[ISA].lanes
-PANEL = VECTORS * LANES  # output channels that lie together in packed weights
-BLOCK = 4 * LANES  # channels that a depthwise step computes together
-# Bytes that may be read (never used) past the last row of an input.
-SLACK = 4 * BLOCK
 
 # ---- LLVM building blocks ------------------------------------------------------------------
 
@@ -386,12 +336,6 @@ def _narrow(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
     return b.trunc(_pick(b, pairs[0], pairs[1], order), _vector(I8, 4 * lanes))
 
 
-def depthwise_order(lanes: int) -> Array:
-    """Return the channel of each int32 lane, vector after vector, of a depthwise block."""
-    in_lane = np.arange(lanes // 4)[:, None] * 16 + np.arange(4)
-    return np.concatenate([in_lane.ravel() + 4 * j for j in range(4)])
-
-
 def _depthwise_function(module: ir.Module, isa: str, saturating: bool) -> ir.Function:
     """Emit a row of pixels of one block of channels: taps four at a time, then the rounding."""
     types = [BYTES, I64, I64, LONGS, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
@@ -485,98 +429,8 @@ def _depthwise_row(
     return signature, codegen
 
 
-# ---- the same two steps in NumPy, where compilation is switched off --------------------------
-
-
-def _finish_numpy(
-    total: Array, constants: list[Array], low: int, high: int, zero_point: int, dtype: Any
-) -> Array:
-    addend, factor, multiplier = constants
-    real = total.astype(np.int32).astype(np.float32)
-    if dtype == np.float32:
-        return numpy_fma(real, multiplier, addend)
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = numpy_fma(addend, factor, real) * multiplier
-        whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
-    return np.clip(whole, low, high) + zero_point
-
-
-def _tile_numpy(
-    isa: str,
-    height: int,
-    x: Array,
-    x0: int,
-    rows: Array,
-    row: int,
-    weights: Array,
-    w0: int,
-    segments: Array,
-    depth4: int,
-    correction: Array,
-    addend: Array,
-    factor: Array,
-    multiplier: Array,
-    n0: int,
-    low: int,
-    high: int,
-    zero_point: int,
-    y: Array,
-    y0: int,
-    pitch: int,
-) -> None:
-    columns = slice(n0, n0 + VECTORS * SHAPES[isa].lanes)
-    depth = np.arange(4 * depth4)
-    at = x0 + rows[row : row + height, None, None] + segments[:, None] + depth
-    taken = x[np.minimum(at, x.size - 1)].reshape(height, -1).astype(np.int64)
-    count = taken.shape[1]
-    width = columns.stop - n0
-    panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(0, 2, 1)
-    total = taken @ panel.reshape(count, width).astype(np.int64) + correction[columns]
-    constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish_numpy(total, constants, low, high, zero_point, y.dtype)
-    for m in range(height):
-        y[y0 + m * pitch : y0 + m * pitch + width] = finished[m]
-
-
-def _depthwise_row_numpy(
-    isa: str,
-    saturating: int,
-    x: Array,
-    x0: int,
-    step: int,
-    pixels: int,
-    taps: Array,
-    weights: Array,
-    w0: int,
-    correction: Array,
-    addend: Array,
-    factor: Array,
-    multiplier: Array,
-    n0: int,
-    low: int,
-    high: int,
-    zero_point: int,
-    y: Array,
-    y0: int,
-    pitch: int,
-) -> None:
-    order = depthwise_order(SHAPES[isa].lanes)
-    block = order.size
-    columns = slice(n0, n0 + block)
-    at = x0 + np.arange(pixels)[:, None, None] * step + order[:, None] + taps
-    factors = weights[w0 : w0 + taps.size * block].reshape(-1, block, 4)
-    product = x[at].astype(np.int64) * factors.transpose(1, 0, 2).reshape(block, -1)
-    if saturating:
-        product = np.clip(product[..., 0::2] + product[..., 1::2], -(2**15), 2**15 - 1)
-    total = product.sum(-1) + correction[columns]
-    constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish_numpy(total, constants, low, high, zero_point, y.dtype)
-    for pixel in range(pixels):
-        y[y0 + pixel * pitch + order] = finished[pixel]
-
-
 if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
-    _tile, _depthwise_row = _tile_numpy, _depthwise_row_numpy
+    _tile, _depthwise_row = tile_numpy.tile, tile_numpy.depthwise_row
 
 # ---- drivers ---------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 160)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Engine = Annotated[str, typer.Option("--engine", help="Target: engine[/isa[/threads=n]].")]

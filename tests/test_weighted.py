@@ -187,6 +187,12 @@ def test_any_strides_and_read_only_inputs() -> None:
             assert_same(actual, expected)
 
 
+def test_sums_wrap_to_32_bits() -> None:
+    x = QTensor(np.full((2, 70_001), 255, np.uint8), 0.5, 0)
+    weight = QTensor(np.full((3, 70_001), 127, np.int8), 0.5, 0, None, qint8)
+    check("quantized::linear", (x, weight, None), {"scale": 1e7, "zero_point": 100})
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_an_empty_batch(rank: int) -> None:
     rng = np.random.default_rng(rank)
