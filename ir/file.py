@@ -126,7 +126,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> Graph:
     if len(stored) != len(names) - 2:
         raise VerifyError(f"{len(stored)} tensors are declared, {len(names) - 2} are stored")
     tensors = {
-        name: _tensor(archive.read(f"tensors/{index}.npy"), declared, name)
+        name: _tensor(archive, f"tensors/{index}.npy", declared, name)
         for index, (name, declared) in enumerate(stored)
         if isinstance(declared, Absent)
     }
@@ -135,8 +135,11 @@ def _read(archive: zipfile.ZipFile, size: int) -> Graph:
     return graph
 
 
-def _tensor(data: bytes, declared: Absent, name: str) -> Tensor:
-    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+def _tensor(archive: zipfile.ZipFile, member: str, declared: Absent, name: str) -> Tensor:
+    with archive.open(member) as stored:
+        array = np.lib.format.read_array(stored, allow_pickle=False)
+        if stored.read(1):
+            raise VerifyError(f"{name}: {member} is longer than its array")
     kind: TensorType = declared.type
     if array.dtype.kind == "V":  # ml_dtypes are written as raw bytes
         array = array.view(kind.dtype.storage)

@@ -39,7 +39,8 @@ def digest(tensor: Tensor) -> str:
     'df3f619804a92fdb'
     """
     array = tensor.int_repr if isinstance(tensor, QTensor) else tensor
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    stored = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.sha256(stored.data).hexdigest()[:16]
 
 
 # ---- printing

@@ -94,6 +94,7 @@ OPS.declare(
         "select": ("aten::select", "aten::slice", "aten::split_with_sizes", "aten::unbind"),
         "sigmoid": ("aten::sigmoid", "quantized::sigmoid"),
         "silu": ("aten::silu",),
+        "softmax": ("quantized::softmax", "aten::softmax"),
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),
         "tanh": ("aten::tanh",),
         "threshold": ("aten::threshold",),

@@ -200,7 +200,7 @@ def erf_aten(x: F32) -> F32:
     Examples
     --------
     >>> erf_aten(np.float32([0.5, -3]))
-    array([ 0.5204999, -0.9999779], dtype=float32)
+    array([ 0.5205001, -0.9999779], dtype=float32)
     """
     x = np.asarray(x, np.float32)
     with np.errstate(**_QUIET):

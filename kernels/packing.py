@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,6 +17,9 @@ from refquant.kernels.requantize import Constants, Rule
 Array = npt.NDArray[Any]
 Int8 = npt.NDArray[np.int8]
 Ints = tuple[int, ...]
+
+# Output channels packed at a time: temporaries are a few times the bytes of one piece.
+PIECE = PANEL
 
 
 class Layout(NamedTuple):
@@ -71,6 +76,35 @@ def _matrix(weight: Array, layout: Layout) -> Array:
     return np.moveaxis(split, 2, -1).reshape(layout.groups, channels, prod(kernel), inputs)
 
 
+def _inputs(integers: Array, layout: Layout) -> int:
+    first, second = integers.shape[:2]
+    return int(first // layout.groups if layout.transposed else second)
+
+
+def _pieces(integers: Array, layout: Layout) -> list[slice]:
+    """Return parts that are packed one after the other, so that memory holds few copies.
+
+    Without groups the panels of output channels follow each other in the packed bytes.
+    """
+    if layout.groups > 1 or layout.transposed:
+        return [slice(None)]
+    return [slice(start, start + PIECE) for start in range(0, len(integers), PIECE)]
+
+
+def _collect(parts: Iterator[Int8], channels: int) -> Int8:
+    """Concatenate the packed pieces, of which only the last may be shorter."""
+    first = next(parts)
+    panels = ceil(min(channels, PIECE), PANEL) // PANEL
+    if channels <= PIECE:
+        return first
+    result = np.empty(first.size // panels * (ceil(channels, PANEL) // PANEL), np.int8)
+    end = 0
+    for part in chain((first,), parts):
+        result[end : end + part.size] = part
+        end += part.size
+    return result
+
+
 def _unmatrix(matrix: Array, layout: Layout, shape: Ints) -> Array:
     groups, channels, _, inputs = matrix.shape
     split = np.moveaxis(matrix.reshape(groups, channels, *shape[2:], inputs), -1, 2)
@@ -125,15 +159,26 @@ class PackedWeight(QTensor):
     _lanes: dict[Any, Lanes]
 
     def __init__(self, weight: QTensor, layout: Layout) -> None:
-        matrix = _matrix(weight.int_repr, layout)
-        groups, channels, taps, inputs = matrix.shape
+        integers = weight.int_repr
+        groups = layout.groups
+        channels = integers.size // (prod(integers.shape[2:]) * _inputs(integers, layout) * groups)
         zero_point = np.broadcast_to(np.asarray(weight.zero_point), (groups * channels,))
         terms = _zero_point_terms(zero_point.reshape(groups, channels, 1, 1))
         pack = _pack_depthwise if layout.depthwise else _pack_panels
+        pieces = _pieces(integers, layout)
+        sums: list[npt.NDArray[np.int64]] = []
+
+        def packed(some: slice) -> Int8:
+            matrix = _matrix(integers[some], layout)
+            sums.append(matrix.sum((2, 3), dtype=np.int64).ravel())
+            return pack(matrix, [term[:, some] for term in terms], layout)
+
+        data = _collect(map(packed, pieces), channels if len(pieces) > 1 else 0)
+        depth = integers.size // (groups * channels)
         state = {
             "layout": layout,
-            "data": pack(matrix, terms, layout),
-            "sums": matrix.sum((2, 3), dtype=np.int64).ravel() - zero_point * (taps * inputs),
+            "data": data,
+            "sums": np.concatenate(sums) - zero_point * depth,
             "passes": 1 + len(terms),
             "_shape": weight.shape,
             "_lanes": {},

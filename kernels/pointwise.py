@@ -91,13 +91,25 @@ def body_mask(out: Array, inputs: Sequence[Array], target: Target, width: int = 
     constant = len(wrong) == 1 and wrong[0] > 0 and nest.strides[0][wrong[0]] == 0
     if wrong and not constant:
         return np.zeros(out.shape, np.bool_)
-    position = np.arange(out.size)
-    row = nest.shape[0]
     share = max((end - start for start, _, end in chunks(out.size, target)), default=1)
+    return from_loop_order(run_mask(out.size, nest.shape[0], share, width), nest, out.shape)
+
+
+def run_mask(n: int, row: int, share: int, width: int) -> Mask:
+    """Return which of ``n`` elements are in vectors of ``width``.
+
+    A run of vectors starts anew at every multiple of ``row`` and of ``share``, a thread's part.
+
+    Examples
+    --------
+    >>> run_mask(6, 3, 6, 2).astype(int)
+    array([1, 1, 0, 1, 1, 0])
+    """
+    position = np.arange(n)
     first = np.maximum(position // row * row, position // share * share)
     last = np.minimum((position // row + 1) * row, (position // share + 1) * share)
-    last = np.minimum(last, out.size)
-    return from_loop_order(position - first < (last - first) // width * width, nest, out.shape)
+    mask: Mask = position - first < (np.minimum(last, n) - first) // width * width
+    return mask
 
 
 def dequantize_body(q: Integers, scale: float, zero_point: int, target: Target) -> F32:

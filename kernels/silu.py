@@ -54,7 +54,7 @@ def reference(self: F32, target: Target = Target()) -> F32:
     Examples
     --------
     >>> reference(np.float32([-1, 0, 1]))
-    array([-0.26894143,  0.        ,  0.73105854], dtype=float32)
+    array([-0.26894143,  0.        ,  0.7310586 ], dtype=float32)
     """
     return apply_float(self, FORMULA, target)
 

@@ -131,14 +131,17 @@ def this_machine() -> Target:
 
 
 @contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Let torch use that many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def torch_as(target: Target) -> Iterator[None]:
+    """Let torch use the engine and the number of threads of a target."""
+    engines = torch.backends.quantized
+    before = torch.get_num_threads(), engines.engine
+    torch.set_num_threads(target.threads)
+    engines.engine = str(target.engine)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        engines.engine = before[1]
 
 
 def assert_same_strides(actual: Any, expected: Any) -> None:
@@ -160,7 +163,7 @@ def assert_matches_torch(
     """Reference, kernel and ``infer`` give what torch gives: bits, strides and type."""
     target = this_machine() if target is None else target
     op = OPS[name]
-    with torch_threads(target.threads):
+    with torch_as(target):
         expected = call_torch(name, operands, attributes)
     for fast in (False, True):
         actual = op.bind(target, fast=fast)(*operands, **attributes)

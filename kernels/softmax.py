@@ -1,0 +1,305 @@
+"""``aten::softmax`` and ``quantized::softmax``: exponentials that sum to 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.errors import VerifyError
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Isa, Target
+from refquant.ir.types import DType, TensorType, float32, qint8, quint8
+from refquant.kernels import checks, elementary, elementary_jit, rounding
+from refquant.kernels.jit import jit
+from refquant.kernels.pointwise import run_mask
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+LANES = {Isa.AVX512_VNNI: 16, Isa.AVX512: 16, Isa.AVX2: 8, Isa.DEFAULT: 8}
+
+
+def _softmax(x: F32, dim: int, target: Target) -> F32:
+    """Return torch's float32 softmax of a C-contiguous array."""
+    dim %= max(x.ndim, 1)
+    if x.ndim == 0 or x.size == 0:
+        return np.ones_like(x)
+    with np.errstate(invalid="ignore"):
+        shifted = x - x.max(axis=dim, keepdims=True)
+    if dim == x.ndim - 1:
+        return _along_rows(shifted.reshape(-1, x.shape[dim]), target).reshape(x.shape)
+    inner = int(np.prod(x.shape[dim + 1 :]))
+    columns = shifted.reshape(-1, x.shape[dim], inner)
+    in_vectors = _vectorised(len(columns), inner, target)[:, np.newaxis]
+    e = np.where(in_vectors, elementary.exp_sleef(columns), elementary.exp_glibc(columns))
+    total = np.add.accumulate(e, axis=1, dtype=np.float32)[:, -1:]
+    return (e / total).reshape(x.shape)
+
+
+def _vectorised(outer: int, inner: int, target: Target) -> npt.NDArray[np.bool_]:
+    """Return which columns torch computes in vectors; threads split them without a grain."""
+    if target.isa is Isa.DEFAULT:
+        return np.zeros((outer, inner), np.bool_)
+    share = -(-outer * inner // target.threads)
+    return run_mask(outer * inner, inner, share, LANES[target.isa]).reshape(outer, inner)
+
+
+def _along_rows(shifted: F32, target: Target) -> F32:
+    """Add exponentials lane by lane, then the lanes by halves; multiply by the reciprocal."""
+    lanes, length = LANES[target.isa], shifted.shape[1]
+    plain = target.isa is Isa.DEFAULT
+    e = (elementary.exp_glibc if plain else elementary.exp_sleef)(shifted)
+    if length < lanes:
+        total = np.add.accumulate(e, axis=1, dtype=np.float32)[:, -1]
+    else:
+        whole = length // lanes * lanes
+        blocks = e[:, :whole].reshape(len(e), -1, lanes)
+        sums = np.add.accumulate(blocks, axis=1, dtype=np.float32)[:, -1]
+        sums[:, : length - whole] += e[:, whole:]
+        if plain:
+            total = np.add.accumulate(sums, axis=1, dtype=np.float32)[:, -1]
+        else:
+            while sums.shape[1] > 1:
+                half = sums.shape[1] // 2
+                sums = sums[:, :half] + sums[:, half:]
+            total = sums[:, 0]
+    return e * (np.float32(1) / total)[:, np.newaxis]
+
+
+def reference(
+    qx: QTensor,
+    dim: int,
+    output_scale: float,
+    output_zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Return the softmax of a quantized tensor.
+
+    The dequantized values go through ``aten::softmax``; the result is quantized like
+    ``aten::quantize_per_tensor`` does it.
+
+    Parameters
+    ----------
+    qx : QTensor, quint8 or qint8
+        Quantized per tensor.
+    dim : int
+        Dimension along which the result sums to 1.
+    output_scale : float, > 0
+        Scale of the result.
+    output_zero_point : int
+        Zero point of the result.
+
+    Returns
+    -------
+    QTensor
+        C-contiguous.
+
+    Raises
+    ------
+    VerifyError
+        If the input is not quantized per tensor, or a parameter or ``dim`` is out of range.
+
+    Examples
+    --------
+    >>> reference(QTensor(np.uint8([[5, 5], [9, 1]]), 1.0, 5), 1, 1 / 256, 0).int_repr
+    array([[128, 128],
+           [255,   0]], dtype=uint8)
+    """
+    x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
+    real = rounding.dequantize_plain(x, float(qx.scale), int(qx.zero_point))
+    y = _softmax(real, dim, target)
+    q = rounding.quantize_fused(y, output_scale, output_zero_point, qx.dtype)
+    return QTensor(q, output_scale, output_zero_point, None, qx.dtype)
+
+
+def reference_float(
+    self: F32, dim: int, dtype: DType | None = None, target: Target = Target()
+) -> F32:
+    r"""Return the softmax.
+
+    .. math:: y_i = e_i / \sum_j e_j, \quad e_i = \exp(x_i - \max_j x_j)
+
+    Along the last dimension: SLEEF's exp; sums of 16 lanes (AVX2: 8), the rest of the row added
+    to the first lanes, then the lanes added by halves; the result is :math:`e_i \cdot (1 / S)`.
+    Rows shorter than a vector are added one by one.
+
+    Along other dimensions: added one by one, and :math:`e_i / S` divides. Columns that fill
+    vectors of 16 (8) use SLEEF's exp, the others glibc's ``expf``; each thread starts its vectors
+    anew.
+
+    Without vector instructions: ``expf`` and 8 lanes added one by one. Every step is rounded to
+    float32.
+
+    Parameters
+    ----------
+    self : float32, any shape
+        Values.
+    dim : int
+        Dimension along which the result sums to 1.
+    dtype : DType, optional
+        float32 or None.
+
+    Returns
+    -------
+    float32 array
+        C-contiguous.
+
+    Raises
+    ------
+    VerifyError
+        If the value is not float32 or ``dim`` is out of range.
+
+    Examples
+    --------
+    >>> reference_float(np.float32([0, 0]), 0)
+    array([0.5, 0.5], dtype=float32)
+    """
+    return _softmax(np.ascontiguousarray(self).reshape(self.shape), dim, target)
+
+
+def infer(qx: TensorType, dim: int, output_scale: float, output_zero_point: int) -> TensorType:
+    """Check the operand, the dimension and the output parameters."""
+    checks.per_tensor("quantized::softmax", qx, (quint8, qint8))
+    checks.dimension("quantized::softmax", dim, qx.rank)
+    qparams = checks.output_qparams(
+        "quantized::softmax", qx.dtype, output_scale, output_zero_point
+    )
+    return TensorType(qx.dtype, qx.shape, qparams)
+
+
+def infer_float(self: TensorType, dim: int, dtype: DType | None = None) -> TensorType:
+    """Check the operand and the dimension."""
+    checks.is_float32("aten::softmax", self)
+    checks.dimension("aten::softmax", dim, self.rank)
+    if dtype not in (None, float32):
+        raise VerifyError(f"aten::softmax: dtype must be float32 or None, got {dtype}")
+    return self
+
+
+@jit
+def _rows(x: F32, lanes: int, plain: bool, y: F32) -> None:
+    length = x.shape[1]
+    sums = np.empty(lanes, np.float32)
+    for i in range(x.shape[0]):
+        largest = x[i].max()
+        for j in range(length):
+            shifted = np.float32(x[i, j] - largest)
+            if plain:
+                y[i, j] = elementary_jit.exp_glibc(shifted)
+            else:
+                y[i, j] = elementary_jit.exp_sleef(shifted)
+        sums[:] = np.float32(0)
+        for j in range(length):
+            sums[j % lanes] += y[i, j]
+        total = sums[0]
+        if plain or length < lanes:
+            for lane in range(1, min(lanes, length)):
+                total += sums[lane]
+        else:
+            half = lanes // 2
+            while half >= 1:
+                for lane in range(half):
+                    sums[lane] += sums[lane + half]
+                half //= 2
+            total = sums[0]
+        factor = np.float32(np.float32(1) / total)
+        for j in range(length):
+            y[i, j] = np.float32(y[i, j] * factor)
+
+
+@jit
+def _columns(x: F32, in_vectors: Any, y: F32) -> None:
+    for n in range(x.shape[0]):
+        for c in range(x.shape[2]):
+            largest = x[n, :, c].max()
+            total = np.float32(0)
+            for k in range(x.shape[1]):
+                shifted = np.float32(x[n, k, c] - largest)
+                if in_vectors[n, c]:
+                    y[n, k, c] = elementary_jit.exp_sleef(shifted)
+                else:
+                    y[n, k, c] = elementary_jit.exp_glibc(shifted)
+                total += y[n, k, c]
+            for k in range(x.shape[1]):
+                y[n, k, c] = np.float32(y[n, k, c] / total)
+
+
+def _compiled(x: F32, dim: int, target: Target) -> F32:
+    dim %= max(x.ndim, 1)
+    if x.ndim == 0 or x.size == 0:
+        return np.ones_like(x)
+    y = np.empty_like(x)
+    if dim == x.ndim - 1:
+        rows = (-1, x.shape[dim])
+        plain = target.isa is Isa.DEFAULT
+        _rows(x.reshape(rows), LANES[target.isa], plain, y.reshape(rows))
+    else:
+        inner = int(np.prod(x.shape[dim + 1 :]))
+        columns = x.reshape(-1, x.shape[dim], inner)
+        in_vectors = _vectorised(len(columns), inner, target)
+        _columns(columns, in_vectors, y.reshape(columns.shape))
+    return y
+
+
+def kernel(
+    qx: QTensor,
+    dim: int,
+    output_scale: float,
+    output_zero_point: int,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference` with compiled loops for the softmax."""
+    x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
+    real = rounding.dequantize_plain(x, float(qx.scale), int(qx.zero_point))
+    y = _compiled(real, dim, target)
+    q = rounding.quantize_fused(y, output_scale, output_zero_point, qx.dtype)
+    return QTensor(q, output_scale, output_zero_point, None, qx.dtype)
+
+
+def kernel_float(
+    self: F32, dim: int, dtype: DType | None = None, target: Target = Target()
+) -> F32:
+    """Compute :func:`reference_float` with compiled loops."""
+    return _compiled(np.ascontiguousarray(self).reshape(self.shape), dim, target)
+
+
+OPS = (
+    Op(
+        name="quantized::softmax",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        source=("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qsoftmax.cpp::qsoftmax",),
+        cases=(
+            Case(
+                *("rows", (QTensor(np.uint8([[5, 5], [9, 1]]), 1.0, 5, None, quint8),)),
+                {"dim": 1, "output_scale": 2.0**-8, "output_zero_point": 0},
+                *([[128, 128], [255, 0]], "each row sums to 1"),
+            ),
+            Case(
+                *("columns", (QTensor(np.int8([[5, 9], [5, 1]]), 1.0, 5, None, qint8),)),
+                {"dim": 0, "output_scale": 2.0**-8, "output_zero_point": -128},
+                *([[0, 127], [0, -128]], "each column sums to 1"),
+            ),
+        ),
+    ),
+    Op(
+        name="aten::softmax",
+        reference=reference_float,
+        infer=infer_float,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_float),
+        source=("pytorch/pytorch/aten/src/ATen/native/cpu/SoftMaxKernel.cpp::vec_host_softmax",),
+        cases=(
+            Case(
+                *("equal", (np.zeros((1, 4), np.float32),), {"dim": -1}),
+                *(np.full((1, 4), 0.25), "four equal parts"),
+            ),
+            Case(
+                *("infinite", (np.float32([-np.inf, 0]),), {"dim": 0}),
+                *([0, 1], "minus infinity gets nothing"),
+            ),
+        ),
+    ),
+)
