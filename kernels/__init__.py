@@ -61,8 +61,13 @@ OPS.declare(
         "expand": ("aten::expand", "aten::repeat"),
         "fake_quantize": ("observer::fake_quantize",),
         "gelu": ("aten::gelu",),
+        "group_norm": (
+            *("quantized::group_norm", "quantized::instance_norm", "aten::group_norm"),
+            "aten::instance_norm",
+        ),
         "hardsigmoid": ("aten::hardsigmoid",),
         "hardswish": ("quantized::hardswish", "aten::hardswish"),
+        "layer_norm": ("quantized::layer_norm", "aten::layer_norm"),
         "leaky_relu": ("aten::leaky_relu", "quantized::leaky_relu"),
         "max_pool": ("aten::max_pool1d", "aten::max_pool2d", "aten::max_pool3d"),
         "mean": ("aten::mean",),

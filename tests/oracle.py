@@ -92,13 +92,31 @@ def from_torch(value: Any) -> Any:
 def call_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
     """Run ``namespace::op`` of torch: our attribute names are those of its schema."""
     namespace, op = name.split("::")
-    function = getattr(getattr(torch.ops, namespace), op)
+    packet, _, overload = op.partition(".")
+    function = getattr(getattr(torch.ops, namespace), packet)
+    if overload:
+        function = getattr(function, overload)
     keywords = {key: to_torch(value) for key, value in attributes.items()}
     arguments = list(map(to_torch, operands))
-    schema = getattr(function, function.overloads()[0])._schema
-    if str(schema.arguments[0].type).startswith("List[Tensor]"):
+    schema = _schema(function, len(operands), set(attributes))
+    if str(schema[0].type).startswith("List[Tensor]"):
         return from_torch(function(arguments, **keywords))
-    return from_torch(function(*arguments, **keywords))
+    tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
+    if tensors == [x.name for x in schema[: len(operands)]]:
+        return from_torch(function(*arguments, **keywords))
+    return from_torch(function(**dict(zip(tensors, arguments, strict=True)), **keywords))
+
+
+def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
+    """Return the arguments of the overload that takes these attributes, or of the first one."""
+    if isinstance(function, torch._ops.OpOverload):
+        return function._schema.arguments
+    schemas = [getattr(function, name)._schema.arguments for name in function.overloads()]
+    for schema in schemas:
+        tensors = sum("Tensor" in str(x.type) for x in schema)
+        if attributes <= {x.name for x in schema} and tensors >= operands:
+            return schema
+    return schemas[0]
 
 
 def assert_same(actual: Any, expected: Any) -> None:

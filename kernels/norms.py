@@ -1,0 +1,102 @@
+"""What the quantized norms share: moments from integer sums, and the last two roundings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.target import Target
+from refquant.ir.types import DType
+from refquant.kernels import rounding
+from refquant.kernels.jit import fma, jit
+from refquant.kernels.pointwise import quantize_body
+from refquant.kernels.rounding_jit import quantize
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+
+# These loops are compiled for AVX2 also where AVX512 is present.
+VECTOR_WIDTH = 32
+
+
+def multiply_add(a: F32, b: F32, c: F32, target: Target) -> F32:
+    """Return ``a * b + c``, contracted where torch's build contracts."""
+    return rounding.fma(a, b, c) if target.fused_multiply_add else a * b + c
+
+
+def moments(
+    total: Array,
+    squares: Array,
+    count: int,
+    scale: float,
+    zero_point: int,
+    eps: float,
+    target: Target,
+) -> tuple[F32, F32]:
+    """Return mean and scaled reciprocal deviation of groups, from sums of q and of q squared.
+
+    The mean is in quantized steps, as a distance from the zero point; the deviation is such that
+    ``(q - zero_point - mean) * result`` is normalised. ``eps`` is added, and the root and the
+    quotient are taken, in float64.
+    """
+    n, s = np.float32(count), np.float32(scale)
+    raw_mean = total.astype(np.float32) / n
+    mean = raw_mean - np.float32(zero_point)
+    variance = multiply_add(-raw_mean, raw_mean, squares.astype(np.float32) / n, target)
+    variance = np.maximum(variance, np.float32(0))
+    real = (variance * s * s).astype(np.float64)
+    return mean, (np.float64(s) / np.sqrt(real + eps)).astype(np.float32)
+
+
+def quantize_split(
+    x: F32, in_body: Array, scale: float, zero_point: int, dtype: DType, target: Target
+) -> Array:
+    """Quantize with the rule of the body where ``in_body``, otherwise with that of the tail."""
+    body = quantize_body(x, scale, zero_point, dtype, target)
+    tail = rounding.quantize_before(x, scale, zero_point, dtype)
+    return np.where(in_body, body, tail)
+
+
+@jit
+def multiply_add_one(a: np.float32, b: np.float32, c: np.float32, fused: bool) -> Any:
+    """Return ``a * b + c`` of one element."""
+    if fused:
+        return fma(a, b, c)
+    return np.float32(np.float32(a * b) + c)
+
+
+@jit
+def moments_one(
+    total: np.float32,
+    squares: np.float32,
+    count: int,
+    scale: np.float32,
+    zero_point: int,
+    eps: float,
+    fused: bool,
+) -> Any:
+    """Return :func:`moments` of one group."""
+    n = np.float32(count)
+    raw_mean = np.float32(total / n)
+    mean = np.float32(raw_mean - np.float32(zero_point))
+    square = np.float32(squares / n)
+    variance = multiply_add_one(np.float32(-raw_mean), raw_mean, square, fused)
+    variance = max(variance, np.float32(0))
+    real = np.float64(np.float32(np.float32(variance * scale) * scale))
+    return mean, np.float32(np.float64(scale) / np.sqrt(real + eps))
+
+
+@jit
+def quantize_one(
+    x: np.float32,
+    is_body: bool,
+    inverse: np.float32,
+    zero_point: int,
+    low: int,
+    high: int,
+    body_rule: int,
+) -> Any:
+    """Quantize one element with the rule of the body or with that of the tail (BEFORE)."""
+    return quantize(x, inverse, zero_point, low, high, body_rule if is_body else 1)
