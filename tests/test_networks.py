@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from refquant.compare import graph_diff, run_diff
 from refquant.demo import run_demo
 from refquant.importers import from_fx
+from refquant.ir import Graph, QTensor, load
 
 ROOT = Path(__file__).parent.parent
 sys.path += [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -55,3 +58,47 @@ def test_the_demo(executor: Any) -> None:
     assert (report.equal_logits, report.total_logits) == (4500, 4500)
     assert round(report.accuracy, 2) == 0.98
     assert len(report.rows) == 16
+
+
+def _bytes(tensor: Any) -> int:
+    if isinstance(tensor, QTensor):
+        return int(tensor.int_repr.nbytes)
+    return int(tensor.nbytes)
+
+
+def _largest_live_set(graph: Graph) -> int:
+    """Bytes of the values that are alive at once, for a batch of one, at the worst node."""
+    last = {v.name: i for i, node in enumerate(graph.nodes) for v in node.inputs if v}
+    size = {
+        v.name: math.prod(s if isinstance(s, int) else s.factor for s in v.type.shape)
+        * v.type.dtype.storage.itemsize
+        for v in [*graph.inputs, *(v for node in graph.nodes for v in node.outputs)]
+    }
+    live = {v.name for v in graph.inputs}
+    largest = 0
+    for i, node in enumerate(graph.nodes):
+        live |= {v.name for v in node.outputs}
+        largest = max(largest, sum(size[name] for name in live))
+        live -= {name for name in live if last.get(name, len(graph.nodes)) <= i}
+    return largest
+
+
+def test_memory_is_bounded_by_parameters_and_live_values(tmp_path: Path) -> None:
+    model, inputs = nets.quantized_net("resnet18")
+    path = tmp_path / "net.rq"
+    from_fx(model, inputs).save(path)
+    x = inputs[0].numpy()
+    load(path).run(x)  # loads the compiled kernels, which are not the network's memory
+    tracemalloc.start()
+    graph = load(path)
+    parameters = sum(map(_bytes, graph.parameters.values()))
+    bound = 1.3 * (parameters + _largest_live_set(graph))
+    tracemalloc.reset_peak()
+    graph.run(x)
+    first = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    graph.run(x)
+    second = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first <= bound
+    assert second <= bound
