@@ -61,7 +61,7 @@ def quantized_binary(name: str) -> Rule:
             )
         stem, _, relu = name.partition("_")
         scalar = f"quantized::{stem}_scalar" + ("_relu" if relu else "")
-        return b.emit(scalar, qa if is_tensor(qa) else qb, c=qb if is_tensor(qa) else qa)
+        return b.emit(scalar, qa if is_tensor(qa) else qb, b=qb if is_tensor(qa) else qa)
 
     return rule
 

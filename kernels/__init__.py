@@ -53,6 +53,12 @@ OPS.declare(
         ),
         "unary": tuple(f"aten::{name}" for name in _UNARY),
         "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
+        "batch_norm": (
+            *("quantized::batch_norm", "quantized::batch_norm_relu", "quantized::batch_norm1d"),
+            *("quantized::batch_norm1d_relu", "quantized::batch_norm2d"),
+            *("quantized::batch_norm2d_relu", "quantized::batch_norm3d"),
+            *("quantized::batch_norm3d_relu", "aten::batch_norm"),
+        ),
         "clamp": ("aten::clamp", "aten::hardtanh", "aten::relu6"),
         "contiguous": ("aten::alias", "aten::clone", "aten::contiguous"),
         "dequantize": ("aten::dequantize",),
@@ -103,5 +109,12 @@ OPS.declare(
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),
         "tanh": ("aten::tanh",),
         "threshold": ("aten::threshold",),
+        "upsample_bicubic": ("aten::upsample_bicubic2d",),
+        "upsample_bilinear": ("aten::upsample_bilinear2d",),
+        "upsample_nearest": (
+            *("aten::upsample_nearest1d", "aten::upsample_nearest2d", "aten::upsample_nearest3d"),
+            *("aten::_upsample_nearest_exact1d", "aten::_upsample_nearest_exact2d"),
+            "aten::_upsample_nearest_exact3d",
+        ),
     },
 )

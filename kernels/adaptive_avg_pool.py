@@ -227,7 +227,7 @@ def _u8(values: Any) -> QTensor:
     return QTensor(np.asarray(values, np.uint8), 0.5, 7, None, quint8)
 
 
-_TIES = channels_last(np.broadcast_to(np.uint8([[8, 7]]), (1, 2, 1, 2)))
+_TIES = channels_last(np.broadcast_to(np.array([[8, 7]], np.uint8), (1, 2, 1, 2)))
 _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/AdaptiveAveragePooling.cpp"
     "::q_adaptive_avg_pool2d",
@@ -279,7 +279,7 @@ OPS = (
                 *([[[[1, 5]], [[1, 5]]]], "torch's defect on a 1 x 1 map: NHWC values in NCHW"),
             ),
             Case(
-                *("float", (np.float32([[[1e8, 1, -1e8, 1]]]),)),
+                *("float", (np.array([[[1e8, 1, -1e8, 1]]], np.float32),)),
                 {"output_size": [1, 1]},
                 *([[[0.25]]], "aten::mean: added in four columns, here one by one"),
             ),

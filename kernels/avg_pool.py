@@ -322,7 +322,7 @@ def _u8(values: Any) -> QTensor:
     return QTensor(np.asarray(values, np.uint8), 0.5, 7, None, quint8)
 
 
-_TIES = channels_last(np.broadcast_to(np.uint8([[8, 7]]), (1, 17, 1, 2)))
+_TIES = channels_last(np.broadcast_to(np.array([[8, 7]], np.uint8), (1, 17, 1, 2)))
 _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/AveragePool2d.cpp::avg_pool2d_out_frame",
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
@@ -379,7 +379,7 @@ OPS = (
                 *([[[[11, 7], [7, 7]]]], "a window of one element"),
             ),
             Case(
-                *("float", (np.float32([[[1e8, 1], [-1e8, 1]]]),)),
+                *("float", (np.array([[[1e8, 1], [-1e8, 1]]], np.float32),)),
                 {"kernel_size": [2, 2], "divisor_override": 1},
                 *([[[1]]], "added in row-major order: the first 1 is lost"),
             ),

@@ -158,14 +158,14 @@ OPS = (
             ),
             Case(
                 "qint32",
-                (QTensor(np.int32([-(2**31), 2**31 - 1]), 1.0, 7, None, qint32),),
+                (QTensor(np.array([-(2**31), 2**31 - 1], np.int32), 1.0, 7, None, qint32),),
                 {"min": -3e9, "max": 1.0},
                 [-(2**31), 8],
                 "saturation at 32 bits",
             ),
             Case(
-                *("float", (np.float32([-9, np.nan, 9]),), {"min": 0.1}),
-                *(np.float32([0.1, np.nan, 9]), "NaN stays; the bound is float32"),
+                *("float", (np.array([-9, np.nan, 9], np.float32),), {"min": 0.1}),
+                *(np.array([0.1, np.nan, 9], np.float32), "NaN stays; the bound is float32"),
             ),
         ),
     ),
@@ -193,7 +193,7 @@ OPS = (
                 *("quint8", (_u8(0, 9, 255),), {}),
                 *([7, 9, 13], "bounds 0 and 6"),
             ),
-            Case("float", (np.float32([-1, 7]),), {}, [0, 6], "bounds 0 and 6"),
+            Case("float", (np.array([-1, 7], np.float32),), {}, [0, 6], "bounds 0 and 6"),
         ),
     ),
 )

@@ -61,7 +61,7 @@ def _quantize(
 ) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         q = np.clip(np.rint(x * inverse) + zero_point, quant_min, quant_max)
-        return q.astype(dtype.storage)
+        return np.asarray(q).astype(dtype.storage)
 
 
 def quantize_per_tensor_tensor(

@@ -115,33 +115,51 @@ OPS = (
         cases=(
             Case(
                 "quint8",
-                (QTensor(np.uint8([0, 7, 255]), 0.1, 7, None, quint8),),
+                (QTensor(np.array([0, 7, 255], np.uint8), 0.1, 7, None, quint8),),
                 {},
-                np.float32([-0.7, 0, 24.800001]),
+                np.array([-0.7, 0, 24.800001], np.float32),
                 "difference first, then one product",
             ),
             Case(
                 "qint32_wraps",
-                (QTensor(np.int32([-(2**31), 2**31 - 1]), 1.0, 1, None, qint32),),
+                (QTensor(np.array([-(2**31), 2**31 - 1], np.int32), 1.0, 1, None, qint32),),
                 {},
-                np.float32([2.0**31, 2.0**31]),
+                np.array([2.0**31, 2.0**31], np.float32),
                 "the difference wraps at int32; 2**31 - 2 rounds to 2**31",
             ),
             Case(
                 "per_channel",
-                (QTensor(np.int8([[3], [3]]), np.array([0.1, 0.2]), np.array([0, 1]), 0, qint8),),
+                (
+                    QTensor(
+                        np.array([[3], [3]], np.int8),
+                        np.array([0.1, 0.2]),
+                        np.array([0, 1]),
+                        0,
+                        qint8,
+                    ),
+                ),
                 {},
-                np.float32([[3 * 0.1], [2 * 0.2]]),
+                np.array([[3 * 0.1], [2 * 0.2]], np.float32),
                 "the product of float32 and the float64 scale is rounded once",
             ),
             Case(
                 "float_zero_point",
-                (QTensor(np.uint8([[3, 15]]), np.float32([0.5]), np.float32([1.5]), 0, quint4x2),),
+                (
+                    QTensor(
+                        np.array([[3, 15]], np.uint8),
+                        np.array([0.5], np.float32),
+                        np.array([1.5], np.float32),
+                        0,
+                        quint4x2,
+                    ),
+                ),
                 {},
-                np.float32([[0.75, 6.75]]),
+                np.array([[0.75, 6.75]], np.float32),
                 "4 bits with float zero points, the embedding format",
             ),
-            Case("float", (np.float32([1.5]),), {}, [1.5], "a float tensor passes through"),
+            Case(
+                "float", (np.array([1.5], np.float32),), {}, [1.5], "a float tensor passes through"
+            ),
         ),
     ),
 )

@@ -260,7 +260,7 @@ _SOURCE = (
 _SOURCE_FLOAT = (
     "pytorch/pytorch/aten/src/ATen/native/cpu/Elu.h::get_vectorized_elu_elementwise_func",
 )
-_X = QTensor(np.uint8([0, 4, 5, 9]), 1.0, 5, None, quint8)
+_X = QTensor(np.array([0, 4, 5, 9], np.uint8), 1.0, 5, None, quint8)
 _OUTPUT = {"output_scale": 0.1, "output_zero_point": 20}
 
 OPS = (
@@ -294,7 +294,7 @@ OPS = (
         source=_SOURCE_FLOAT,
         cases=(
             Case(
-                *("float", (np.float32([-np.inf, 0, 2, np.nan]),)),
+                *("float", (np.array([-np.inf, 0, 2, np.nan], np.float32),)),
                 *({"alpha": 0.5}, [-0.5, 0, 2, np.nan], "both ends and NaN"),
             ),
         ),
@@ -307,7 +307,7 @@ OPS = (
         source=_SOURCE_FLOAT,
         cases=(
             Case(
-                *("float", (np.float32([-np.inf, 0, 2]),)),
+                *("float", (np.array([-np.inf, 0, 2], np.float32),)),
                 *({"alpha": 0.5}, [-0.5, 0, 2], "both ends"),
             ),
         ),

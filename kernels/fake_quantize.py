@@ -72,7 +72,7 @@ def fake_quantize_per_tensor(
     """Return the nearest value on the grid, one scale for the whole tensor."""
     real = np.float32(zero_point) + np.rint(x * rounding.reciprocal(float(scale)))
     q = np.fmin(np.fmax(real.astype(np.float64), low), high)
-    return (q - zero_point).astype(np.float32) * np.float32(scale)
+    return np.asarray(q - zero_point).astype(np.float32) * np.float32(scale)
 
 
 def fake_quantize_per_channel(
@@ -108,7 +108,7 @@ def _example_module(**state: Any) -> Module:
     return Module(
         "torch.ao.quantization.fake_quantize.FakeQuantize",
         {"quant_min": 0, "quant_max": 7},
-        {"scale": np.float32([0.5]), "zero_point": np.int32([1])}
+        {"scale": np.array([0.5], np.float32), "zero_point": np.array([1], np.int32)}
         | {key: np.asarray(value) for key, value in state.items()},
     )
 
@@ -123,23 +123,23 @@ OPS = (
         cases=(
             Case(
                 "ties",
-                (np.float32([0.25, 0.75, -0.25]),),
+                (np.array([0.25, 0.75, -0.25], np.float32),),
                 {"module": _example_module()},
                 [0.0, 1.0, 0.0],
                 "even before the zero point is added",
             ),
             Case(
                 "specials",
-                (np.float32([np.nan, np.inf, -np.inf]),),
+                (np.array([np.nan, np.inf, -np.inf], np.float32),),
                 {"module": _example_module()},
                 [-0.5, 3.0, -0.5],
                 "NaN goes to the bottom",
             ),
             Case(
                 "disabled",
-                (np.float32([0.3]),),
+                (np.array([0.3], np.float32),),
                 {"module": _example_module(fake_quant_enabled=[0])},
-                np.float32([0.3]),
+                np.array([0.3], np.float32),
                 "passes through",
             ),
         ),

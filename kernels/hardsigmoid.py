@@ -110,14 +110,20 @@ OPS = (
         ),
         cases=(
             Case(
-                *("quint8", (QTensor(np.uint8([0, 5, 8]), 1.0, 5, None, quint8),)),
+                *("quint8", (QTensor(np.array([0, 5, 8], np.uint8), 1.0, 5, None, quint8),)),
                 *({}, [0, 128, 255], "256 saturates"),
             ),
             Case(
-                *("qint8", (QTensor(np.int8([-3, 0, 3]), 1.0, 0, None, qint8),)),
+                *("qint8", (QTensor(np.array([-3, 0, 3], np.int8), 1.0, 0, None, qint8),)),
                 *({}, [-128, 0, 127], "the zero point is -128"),
             ),
-            Case("float", (np.float32([-4, 0, 1.5, 4]),), {}, [0, 0.5, 0.75, 1], "exact values"),
+            Case(
+                "float",
+                (np.array([-4, 0, 1.5, 4], np.float32),),
+                {},
+                [0, 0.5, 0.75, 1],
+                "exact values",
+            ),
         ),
     ),
 )

@@ -131,7 +131,7 @@ OPS = (
         cases=(
             Case(
                 "quint8",
-                (QTensor(np.uint8([0, 2, 5, 8, 255]), 1.0, 5, None, quint8),),
+                (QTensor(np.array([0, 2, 5, 8, 255], np.uint8), 1.0, 5, None, quint8),),
                 {"output_scale": 0.5, "output_zero_point": 3},
                 [3, 3, 3, 9, 255],
                 "0 at -3 and below, x at 3 and above, saturation",
@@ -145,7 +145,13 @@ OPS = (
         kernels=dict.fromkeys(ALL_ENGINES, reference_float),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/Activation.cpp::hardswish_kernel",),
         cases=(
-            Case("float", (np.float32([-4, 0, 1.5, 4]),), {}, [0, 0, 1.125, 4], "exact values"),
+            Case(
+                "float",
+                (np.array([-4, 0, 1.5, 4], np.float32),),
+                {},
+                [0, 0, 1.125, 4],
+                "exact values",
+            ),
         ),
     ),
 )

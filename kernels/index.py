@@ -143,7 +143,7 @@ def gather(x: Tensor, index: Array, dim: int) -> Any:
     _in_range("gather", index, x.shape[dim])
 
     def choose(array: Array) -> Array:
-        place = list(np.indices(index.shape, sparse=True))
+        place: list[Any] = list(np.indices(index.shape, sparse=True))
         place[dim] = index
         return np.asarray(array[tuple(place)])
 

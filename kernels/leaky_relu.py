@@ -147,7 +147,7 @@ _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
     "::leaky_qrelu_out_kernel",
 )
-_X = QTensor(np.uint8([0, 4, 9]), 1.0, 5, None, quint8)
+_X = QTensor(np.array([0, 4, 9], np.uint8), 1.0, 5, None, quint8)
 
 OPS = (
     Op(
@@ -159,7 +159,7 @@ OPS = (
         cases=(
             Case("ties", (_X,), {"negative_slope": 0.5}, [2, 4, 9], "2.5 and 4.5 go to even"),
             Case(
-                *("float", (np.float32([-2, 2, np.nan]),)),
+                *("float", (np.array([-2, 2, np.nan], np.float32),)),
                 *({"negative_slope": 0.5}, [-1, 2, np.nan], "NaN stays"),
             ),
         ),

@@ -131,7 +131,13 @@ OPS = (
         "aten::where",
         where,
         infer_where,
-        Case("broadcast", (_X > 1, _X, np.float32([7.0])), {}, [[7, 7], [2, 3]], "one number"),
+        Case(
+            "broadcast",
+            (_X > 1, _X, np.array([7.0], np.float32)),
+            {},
+            [[7, 7], [2, 3]],
+            "one number",
+        ),
         source=_SOURCE,
     ),
     movement(

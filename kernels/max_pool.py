@@ -291,7 +291,7 @@ _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/Pooling.cpp::q_maxpool_2d",
     "pytorch/pytorch/aten/src/ATen/native/cpu/MaxPoolKernel.cpp::cpu_max_pool",
 )
-_NAN = np.float32([[1, np.nan, 2, 3]])
+_NAN = np.array([[1, np.nan, 2, 3]], np.float32)
 
 
 def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op:

@@ -54,7 +54,7 @@ OPS = (
         cases=(
             Case(
                 "identity",
-                (np.float32([1.5, -np.inf]),),
+                (np.array([1.5, -np.inf], np.float32),),
                 {"module": _OBSERVER},
                 [1.5, -np.inf],
                 "infinities pass too",

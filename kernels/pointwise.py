@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,11 +106,44 @@ def run_mask(n: int, row: int, share: int, width: int) -> Mask:
     >>> run_mask(6, 3, 6, 2).astype(int)
     array([1, 1, 0, 1, 1, 0])
     """
-    position = np.arange(n)
+    mask = np.zeros(n, np.bool_)
+    fill(
+        mask,
+        partial(_in_vectors, n=n, row=row, share=share, width=width),
+        np.arange(n, dtype=np.int32),
+    )
+    return mask
+
+
+def _in_vectors(position: Array, n: int, row: int, share: int, width: int) -> Mask:
     first = np.maximum(position // row * row, position // share * share)
     last = np.minimum((position // row + 1) * row, (position // share + 1) * share)
-    mask: Mask = position - first < (np.minimum(last, n) - first) // width * width
-    return mask
+    inside: Mask = position - first < (np.minimum(last, n) - first) // width * width
+    return inside
+
+
+def fill(out: Array, formula: Callable[..., Any], *inputs: Array) -> None:
+    """Fill ``out`` with an elementwise formula of inputs that broadcast to it.
+
+    A block at a time, so that a formula's float temporaries do not count in memory.
+
+    Examples
+    --------
+    >>> out = np.empty((2, 2), np.uint8)
+    >>> fill(out, lambda a, b: a + b, np.uint8([[1], [2]]), np.uint8([10, 20]))
+    >>> out
+    array([[11, 21],
+           [12, 22]], dtype=uint8)
+    """
+    blocks = np.nditer(
+        [*inputs, out],
+        ["external_loop", "buffered", "zerosize_ok"],
+        [["readonly"]] * len(inputs) + [["writeonly"]],
+        buffersize=1 << 14,
+    )
+    with blocks:
+        for *block, part in blocks:
+            part[...] = formula(*block)
 
 
 def dequantize_body(q: Integers, scale: float, zero_point: int, target: Target) -> F32:

@@ -20,6 +20,7 @@ from refquant.kernels.pointwise import (
     body_rule,
     chunks,
     dequantize_body,
+    fill,
     quantize_body,
     same_memory,
     vector_width,
@@ -115,16 +116,21 @@ def reference_relu(
 def _add(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
-    (a, sa, za), (b, sb, zb) = ((q.int_repr, q.scale, q.zero_point) for q in (qa, qb))
+    sa, za, sb, zb = qa.scale, qa.zero_point, qb.scale, qb.zero_point
     floor = np.float32(0 if relu else -np.inf)
-    body = dequantize_body(a, sa, za, target) + dequantize_body(b, sb, zb, target)
-    tail = rounding.dequantize_plain(a, sa, za) + rounding.dequantize_plain(b, sb, zb)
+
+    def formula(a: Array, b: Array, in_body: Array) -> Array:
+        body = dequantize_body(a, sa, za, target) + dequantize_body(b, sb, zb, target)
+        tail = rounding.dequantize_plain(a, sa, za) + rounding.dequantize_plain(b, sb, zb)
+        return np.where(
+            in_body,
+            quantize_body(np.maximum(body, floor), scale, zero_point, qa.dtype, target),
+            rounding.quantize_before(np.maximum(tail, floor), scale, zero_point, qa.dtype),
+        )
+
+    a, b = qa.int_repr, qb.int_repr
     out = _empty_result(a, b)
-    out[...] = np.where(
-        body_mask(out, [a, b], target, vector_width(qa.dtype)),
-        quantize_body(np.maximum(body, floor), scale, zero_point, qa.dtype, target),
-        rounding.quantize_before(np.maximum(tail, floor), scale, zero_point, qa.dtype),
-    )
+    fill(out, formula, a, b, body_mask(out, [a, b], target, vector_width(qa.dtype)))
     return QTensor(out, scale, zero_point, None, qa.dtype)
 
 

@@ -159,7 +159,7 @@ def _run(qa: QTensor, b: float, *, relu: bool) -> QTensor:
     return QTensor(out, to.scale, to.zero_point, None, qa.dtype)
 
 
-_X = QTensor(np.uint8([0, 1, 128, 255]), 1.0, 1, None, quint8)
+_X = QTensor(np.array([0, 1, 128, 255], np.uint8), 1.0, 1, None, quint8)
 _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/BinaryOps.cpp::_add_scalar_out",
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
@@ -182,7 +182,7 @@ OPS = (
             Case("tie", (_X,), {"b": 0.5}, [0, 1, 128, 255], "half a step rounds to no step"),
             Case(
                 "qint8",
-                (QTensor(np.int8([-128, 127]), 1.0, -128, None, qint8),),
+                (QTensor(np.array([-128, 127], np.int8), 1.0, -128, None, qint8),),
                 {"b": 255.0},
                 [0, 127],
                 "the range of qint8: z - c = -383",

@@ -329,7 +329,7 @@ OPS = (
             ),
             Case(
                 "qint8",
-                (QTensor(np.int8([-128, 127]), 2.0, 0, None, qint8),),
+                (QTensor(np.array([-128, 127], np.int8), 2.0, 0, None, qint8),),
                 {"dim": -1, "scale": 1.0, "zero_point": 0},
                 [-128, 127],
                 "saturation at both ends",

@@ -95,7 +95,7 @@ def infer(qa: TensorType, b: float) -> TensorType:
     return TensorType(qa.dtype, qa.shape, QParams(*scaled(scale, zero_point, float(b), qa.dtype)))
 
 
-_X = QTensor(np.uint8([0, 7, 128, 255]), 0.5, 7, None, quint8)
+_X = QTensor(np.array([0, 7, 128, 255], np.uint8), 0.5, 7, None, quint8)
 _SOURCE = ("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qmul.cpp::_mul_scalar_out",)
 
 OPS = (
@@ -111,7 +111,7 @@ OPS = (
             Case("zero", (_X,), {"b": 0.0}, [0, 0, 0, 0], "scale 1, zero point 0"),
             Case(
                 "qint8",
-                (QTensor(np.int8([-128, 0, 127]), 1.0, -1, None, qint8),),
+                (QTensor(np.array([-128, 0, 127], np.int8), 1.0, -1, None, qint8),),
                 {"b": -1.0},
                 [127, -1, -128],
                 "mirrored in -128..127, so 0 becomes -1",

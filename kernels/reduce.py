@@ -382,7 +382,8 @@ def log_softmax(x: Array, dim: int) -> Array:
     array([-0.6931472, -0.6931472], dtype=float32)
     """
     shifted = x.astype(np.float64) - x.max(axis=dim, keepdims=True)
-    return (shifted - np.log(np.exp(shifted).sum(axis=dim, keepdims=True))).astype(x.dtype)
+    total = np.exp(shifted).sum(axis=dim, keepdims=True)
+    return np.asarray(shifted - np.log(total)).astype(x.dtype)
 
 
 def infer_log_softmax(x: TensorType, dim: int) -> TensorType:

@@ -66,15 +66,15 @@ OPS = (
         ),
         cases=(
             Case(
-                *("quint8", (QTensor(np.uint8([0, 7, 255]), 0.5, 7, None, quint8),)),
+                *("quint8", (QTensor(np.array([0, 7, 255], np.uint8), 0.5, 7, None, quint8),)),
                 *({}, [7, 7, 255], "the zero point stands for 0"),
             ),
             Case(
-                *("qint8", (QTensor(np.int8([-128, 127]), 0.5, -128, None, qint8),)),
+                *("qint8", (QTensor(np.array([-128, 127], np.int8), 0.5, -128, None, qint8),)),
                 *({}, [-128, 127], "nothing is negative"),
             ),
             Case(
-                *("float", (np.float32([-1, np.nan, np.inf]),)),
+                *("float", (np.array([-1, np.nan, np.inf], np.float32),)),
                 *({}, [0, np.nan, np.inf], "NaN stays"),
             ),
         ),

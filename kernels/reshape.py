@@ -71,7 +71,7 @@ def _divide(total: Size, known: Size, x: TensorType, shape: Shape, op: str) -> S
         )
     if isinstance(total, int) and not isinstance(known, int):
         raise VerifyError(f"{op}: {total} elements cannot become {format_shape(shape)}")
-    return total // known
+    return total // known  # type: ignore[operator]
 
 
 def view(x: Tensor, size: tuple[int, ...]) -> Any:

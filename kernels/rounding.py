@@ -31,17 +31,35 @@ def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> F32:
     >>> float(fma(np.float32(0.1), np.float32(10), np.float32(-1)))
     1.4901161193847656e-08
     """
-    product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
-    addend = np.asarray(c, np.float64)
+    return _in_blocks(_fma_of_block, np.float32, a, b, c)
+
+
+def _fma_of_block(a: Any, b: Any, c: Any) -> Any:
+    product = a * b
     with np.errstate(invalid="ignore", over="ignore"):
-        total = product + addend
+        total = product + c
         back = total - product
-        error = (product - (total - back)) + (addend - back)
+        error = (product - (total - back)) + (c - back)
         bits = total.view(np.int64)
         away = np.where((error > 0) == (total > 0), 1, -1)
         inexact_even = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
-        odd = np.where(inexact_even, bits + away, bits).view(np.float64)
-        return odd.astype(np.float32)
+        return np.where(inexact_even, bits + away, bits).view(np.float64)
+
+
+def _in_blocks(function: Any, result: npt.DTypeLike, *operands: npt.ArrayLike) -> Any:
+    """Apply an elementwise float64 function a block at a time, so that memory stays flat."""
+    blocks = np.nditer(
+        [*operands, None],
+        ["external_loop", "buffered", "zerosize_ok"],
+        [["readonly"]] * len(operands) + [["writeonly", "allocate"]],
+        [np.float64] * len(operands) + [result],
+        casting="unsafe",
+        buffersize=1 << 14,
+    )
+    with blocks, np.errstate(invalid="ignore", over="ignore"):
+        for *inputs, output in blocks:
+            output[...] = function(*inputs)
+        return blocks.operands[-1]
 
 
 def reciprocal(scale: float) -> np.float32:
@@ -53,7 +71,7 @@ def reciprocal(scale: float) -> np.float32:
 def saturate(rounded: npt.NDArray[Any], dtype: DType) -> Integers:
     """Clamp whole numbers to the range of ``dtype`` and store them."""
     low, high = dtype.limits
-    return np.clip(rounded.astype(np.float64), low, high).astype(dtype.storage)
+    return _in_blocks(lambda x: np.clip(x, low, high), dtype.storage, rounded)
 
 
 def round_after(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> Integers:

@@ -162,7 +162,7 @@ _SOURCE = (
     "::qsigmoid_kernel",
     "pytorch/pytorch/aten/src/ATen/native/cpu/UnaryOpsKernel.cpp::sigmoid_kernel",
 )
-_X = QTensor(np.uint8([0, 5, 10, 255]), 1.0, 5, None, quint8)
+_X = QTensor(np.array([0, 5, 10, 255], np.uint8), 1.0, 5, None, quint8)
 
 OPS = (
     Op(
@@ -174,11 +174,11 @@ OPS = (
         cases=(
             Case("quint8", (_X,), {}, [2, 128, 254, 255], "256 saturates"),
             Case(
-                *("qint8", (QTensor(np.int8([-128, 0, 127]), 1.0, 0, None, qint8),)),
+                *("qint8", (QTensor(np.array([-128, 0, 127], np.int8), 1.0, 0, None, qint8),)),
                 *({}, [-128, 0, 127], "the zero point is -128"),
             ),
             Case(
-                *("float", (np.float32([0, 200, -200, np.nan]),)),
+                *("float", (np.array([0, 200, -200, np.nan], np.float32),)),
                 *({}, [0.5, 1, 0, np.nan], "both ends and NaN"),
             ),
         ),

@@ -116,15 +116,15 @@ OPS = (
         ),
         cases=(
             Case(
-                *("quint8", (QTensor(np.uint8([0, 5, 10]), 1.0, 5, None, quint8),)),
+                *("quint8", (QTensor(np.array([0, 5, 10], np.uint8), 1.0, 5, None, quint8),)),
                 *({}, [0, 128, 255], "256 saturates"),
             ),
             Case(
-                *("qint8", (QTensor(np.int8([-128, 0, 127]), 1.0, 0, None, qint8),)),
+                *("qint8", (QTensor(np.array([-128, 0, 127], np.int8), 1.0, 0, None, qint8),)),
                 *({}, [-128, 0, 127], "the zero point is 0"),
             ),
             Case(
-                *("float", (np.float32([0, 20, -20, np.nan]),)),
+                *("float", (np.array([0, 20, -20, np.nan], np.float32),)),
                 *({}, [0, 1, -1, np.nan], "both ends and NaN"),
             ),
         ),

@@ -107,7 +107,7 @@ OPS = (
         ),
         cases=(
             Case(
-                *("edge", (QTensor(np.uint8([0, 7, 8]), 1.0, 5, None, quint8),)),
+                *("edge", (QTensor(np.array([0, 7, 8], np.uint8), 1.0, 5, None, quint8),)),
                 *(
                     {"threshold": 2.0, "value": -0.5},
                     [4, 4, 8],
@@ -115,7 +115,7 @@ OPS = (
                 ),
             ),
             Case(
-                *("float", (np.float32([1, 2, 3, np.nan]),)),
+                *("float", (np.array([1, 2, 3, np.nan], np.float32),)),
                 *({"threshold": 2.0, "value": 9.0}, [9, 9, 3, np.nan], "NaN stays"),
             ),
         ),

@@ -173,10 +173,12 @@ def run(
     target = Target.parse(engine) if engine else graph.target
     with out.status("running"):
         result = graph.run(*inputs, target=target, executor=_check_executor(executor), record=True)
-    values = {value.name: result.values.get(value.name) for value in graph.outputs}
-    if record:
-        values = dict(result.values)
-    arrays = {name: getattr(value, "int_repr", value) for name, value in values.items()}
+    wanted = result.values if record else {value.name for value in graph.outputs}
+    arrays: dict[str, Any] = {
+        name: getattr(value, "int_repr", value)
+        for name, value in result.values.items()
+        if name in wanted
+    }
     if output is not None:
         with output.open("wb") as file:
             np.savez(file, **arrays)
@@ -206,7 +208,7 @@ def compare(
     from refquant.sources import read_source
 
     target = Target.parse(engine)
-    executors = ("reference", "fast") if executor == "both" else (_check_executor(executor),)
+    executors = ["reference", "fast"] if executor == "both" else [executor]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with out.status("importing"):
@@ -218,7 +220,9 @@ def compare(
         reports = []
         for name in executors:
             with out.status(f"running torch and the {name} executor"):
-                reports.append(run_diff(graph, found.model, found.inputs, target, name))
+                reports.append(
+                    run_diff(graph, found.model, found.inputs, target, _check_executor(name))
+                )
     if json_:
         _emit([report.as_dict() for report in reports])
     else:

@@ -1,0 +1,296 @@
+"""``aten::upsample_bilinear2d``: weighted averages of four neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import TensorType, quint8
+from refquant.kernels import rounding
+from refquant.kernels.jit import fma, jit
+from refquant.kernels.layout import empty_suggested
+from refquant.kernels.resample import (
+    Factors,
+    Neighbours,
+    Sizes,
+    infer_upsample,
+    linear,
+    output_lengths,
+    takes_float_vectors,
+)
+from refquant.kernels.rounding_jit import quantize_before
+from refquant.kernels.windows import (
+    as_volume,
+    from_volume,
+    in_torch_memory,
+    is_pooled_channels_last,
+)
+
+Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
+CHANNELS_PER_STEP = 8
+
+
+def _neighbours(
+    shape: tuple[int, ...],
+    output_size: Sizes,
+    align_corners: bool,
+    scale_factors: Factors,
+    *,
+    fused: bool,
+    vectors: bool = False,
+) -> list[Neighbours]:
+    lengths = shape[2:]
+    sizes = output_lengths(lengths, output_size, scale_factors)
+    factors = (None, None) if scale_factors is None else scale_factors
+    return [
+        linear(n, size, factor, align_corners, fused=fused, vectors=vectors)
+        for n, size, factor in zip(lengths, sizes, factors, strict=True)
+    ]
+
+
+def _quantized_neighbours(
+    x: QTensor,
+    output_size: Sizes,
+    align_corners: bool,
+    scale_factors: Factors,
+    target: Target,
+) -> tuple[Neighbours, Neighbours, bool]:
+    """Return rows, columns and whether products are fused; C order copies where the size stays."""
+    nhwc = is_pooled_channels_last(x.int_repr, 2)
+    fused = nhwc and target.fused_multiply_add
+    lengths = x.shape[2:]
+    copies = not nhwc and output_lengths(lengths, output_size, scale_factors) == list(lengths)
+    arguments = (x.shape, output_size, align_corners, scale_factors)
+    h, w = _neighbours(*arguments, fused=fused, vectors=copies)
+    return h, w, fused
+
+
+def _corners(x: Array, h: Neighbours, w: Neighbours) -> list[Array]:
+    rows, columns = (h.first, h.second), (w.first, w.second)
+    return [x[:, :, r[:, np.newaxis], c] for r in rows for c in columns]
+
+
+def _plain(x: F32, h: Neighbours, w: Neighbours) -> F32:
+    """Blend along the width, then along the height; every step rounded."""
+    a, b, c, d = _corners(x, h, w)
+    h0, h1 = h.first_weight[:, np.newaxis], h.second_weight[:, np.newaxis]
+    top = w.first_weight * a + w.second_weight * b
+    bottom = w.first_weight * c + w.second_weight * d
+    return h0 * top + h1 * bottom
+
+
+def _second_fused(x: F32, h: Neighbours, w: Neighbours) -> F32:
+    """Blend with the second product fused into the sum."""
+    a, b, c, d = _corners(x, h, w)
+    h0, h1 = h.first_weight[:, np.newaxis], h.second_weight[:, np.newaxis]
+    top = rounding.fma(w.second_weight, b, w.first_weight * a)
+    bottom = rounding.fma(w.second_weight, d, w.first_weight * c)
+    return rounding.fma(h1, bottom, h0 * top)
+
+
+def _first_fused(x: F32, h: Neighbours, w: Neighbours) -> F32:
+    """Blend with the first product fused into the sum."""
+    a, b, c, d = _corners(x, h, w)
+    h0, h1 = h.first_weight[:, np.newaxis], h.second_weight[:, np.newaxis]
+    top = rounding.fma(w.first_weight, a, w.second_weight * b)
+    bottom = rounding.fma(w.first_weight, c, w.second_weight * d)
+    return rounding.fma(h0, top, h1 * bottom)
+
+
+def reference(
+    input: QTensor | Array,
+    output_size: Sizes,
+    align_corners: bool,
+    scale_factors: Factors,
+    target: Target = Target(),
+) -> QTensor | Array:
+    r"""Return an image of another size, interpolated between four pixels.
+
+    An output pixel lies at source position :math:`x = \max(r (i + 0.5) - 0.5, 0)`, with *r* the
+    ratio of lengths or the reciprocal of the scale factor; with ``align_corners`` at
+    :math:`x = r i`, :math:`r = (n_{in} - 1) / (n_{out} - 1)`. With :math:`l_1 = x - \lfloor x
+    \rfloor`, :math:`l_0 = 1 - l_1`,
+
+    .. math::
+        v = h_0 (w_0 a + w_1 b) + h_1 (w_0 c + w_1 d), \quad
+        q = \mathrm{clamp}(\mathrm{rint}((v - z) + z))
+
+    on the integers themselves. In C order every step is rounded to float32. Channels-last the
+    position is ``fma(r, i + 0.5, -0.5)`` and one product of each sum is fused: the second one in
+    the first ``C // 8 * 8`` channels, the first one in the others (none without vector
+    instructions). In C order an image whose size stays is copied, whatever the factors.
+
+    float32: the position and the weights as above, the blend in float64, rounded once. torch has
+    several float kernels, chosen by layout and size: compare with a tolerance of
+    ``1e-6 * max|x|``.
+
+    Parameters
+    ----------
+    input : QTensor (quint8, qint8, per tensor) or float32 array
+        (N, C, H, W).
+    output_size : sequence of int, optional
+        Height and width of the result.
+    align_corners : bool
+        Whether the corners of input and output are the centres of the corner pixels.
+    scale_factors : sequence of float, optional
+        Factors; exactly one of the two is given. The size is rounded down.
+
+    Returns
+    -------
+    QTensor or float32 array
+        In the memory format of the input. A defect of torch is reproduced: a quantized map of
+        one pixel in NCHW memory comes out scrambled, its values in NHWC order.
+
+    Raises
+    ------
+    VerifyError
+        If the rank does not fit, or not exactly one of size and factors is given.
+
+    Examples
+    --------
+    >>> x = QTensor(np.uint8([[[[0, 4]]]]), 0.5, 7)
+    >>> reference(x, [1, 4], False, None).int_repr
+    array([[[[0, 1, 3, 4]]]], dtype=uint8)
+    """
+    arguments = (input.shape, output_size, align_corners, scale_factors)
+    if not isinstance(input, QTensor):
+        sizes = output_lengths(input.shape[2:], output_size, scale_factors)
+        vectors = takes_float_vectors(input, sizes)
+        h, w = _neighbours(*arguments, fused=target.fused_multiply_add, vectors=vectors)
+        y = _plain(input.astype(np.float64), h, w)
+        out = empty_suggested(input, np.float32, y.shape)
+        out[...] = y
+        return out
+    x, zero_point = input.int_repr.astype(np.float32), int(input.zero_point)
+    h, w, fused = _quantized_neighbours(input, output_size, align_corners, scale_factors, target)
+    if fused:
+        channels = x.shape[1]
+        in_vectors = np.arange(channels) < channels // CHANNELS_PER_STEP * CHANNELS_PER_STEP
+        body, tail = _second_fused(x, h, w), _first_fused(x, h, w)
+        value = np.where(in_vectors.reshape(-1, 1, 1), body, tail)
+    else:
+        value = _plain(x, h, w)
+    centred = value - np.float32(zero_point)
+    q = rounding.round_before(centred, np.float32(1), zero_point, input.dtype)
+    return input.with_int_repr(in_torch_memory(q, input.int_repr, 2))
+
+
+def infer(
+    input: TensorType, output_size: Sizes, align_corners: bool, scale_factors: Factors
+) -> TensorType:
+    """Check rank, size and factors."""
+    return infer_upsample("upsample_bilinear2d", input, 2, output_size, scale_factors)
+
+
+@jit
+def _blend(u: np.float32, a: np.float32, v: np.float32, b: np.float32, fuse: int) -> Any:
+    """Return ``u * a + v * b``; fused is no product (0), the first (1) or the second (2)."""
+    if fuse == 1:
+        return fma(u, a, np.float32(v * b))
+    if fuse == 2:
+        return fma(v, b, np.float32(u * a))
+    return np.float32(np.float32(u * a) + np.float32(v * b))
+
+
+@jit
+def _fill(
+    x: Any,
+    rows: Any,
+    row_weights: F32,
+    columns: Any,
+    column_weights: F32,
+    fused: bool,
+    zero_point: int,
+    low: int,
+    high: int,
+    y: Any,
+) -> None:
+    channels = x.shape[3]
+    one = np.float32(1)
+    for n in range(y.shape[0]):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for c in range(channels):
+                    fuse = 0
+                    if fused:
+                        fuse = 2 if c < channels // 8 * 8 else 1
+                    a = np.float32(x[n, rows[0, i], columns[0, j], c])
+                    b = np.float32(x[n, rows[0, i], columns[1, j], c])
+                    top = _blend(column_weights[0, j], a, column_weights[1, j], b, fuse)
+                    a = np.float32(x[n, rows[1, i], columns[0, j], c])
+                    b = np.float32(x[n, rows[1, i], columns[1, j], c])
+                    bottom = _blend(column_weights[0, j], a, column_weights[1, j], b, fuse)
+                    value = _blend(row_weights[0, i], top, row_weights[1, i], bottom, fuse)
+                    centred = np.float32(value - np.float32(zero_point))
+                    y[n, i, j, c] = quantize_before(centred, one, zero_point, low, high)
+
+
+def kernel(
+    input: QTensor | Array,
+    output_size: Sizes,
+    align_corners: bool,
+    scale_factors: Factors,
+    target: Target = Target(),
+) -> QTensor | Array:
+    """Compute :func:`reference` in one compiled pass."""
+    if not isinstance(input, QTensor):
+        return reference(input, output_size, align_corners, scale_factors, target)
+    x = input.int_repr
+    h, w, fused = _quantized_neighbours(input, output_size, align_corners, scale_factors, target)
+    volume = as_volume(x, 2)
+    lengths = (len(h.first), len(w.first))
+    y = np.empty((volume.shape[0], *lengths, volume.shape[4]), x.dtype)
+    _fill(
+        volume[:, 0],
+        *(np.stack(h[:2]), np.stack(h[2:]), np.stack(w[:2]), np.stack(w[2:])),
+        *(fused, int(input.zero_point), *input.dtype.limits, y),
+    )
+    return input.with_int_repr(from_volume(y, lengths, x, 2))
+
+
+def _u8(values: Any) -> QTensor:
+    return QTensor(np.asarray(values, np.uint8), 0.5, 7, None, quint8)
+
+
+OPS = (
+    Op(
+        name="aten::upsample_bilinear2d",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/UpSampleBilinear2d.cpp"
+            "::upsample_bilinear2d_out_frame",
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
+            "::qupsample_bilinear2d_nhwc_kernel",
+        ),
+        cases=(
+            Case(
+                *("twice", (_u8([[[[0, 4]]]]),)),
+                {"output_size": None, "align_corners": False, "scale_factors": [1.0, 2.0]},
+                *([[[[0, 1, 3, 4]]]], "weights 1/4 and 3/4; the edge is repeated"),
+            ),
+            Case(
+                *("ties", (_u8([[[[0, 1, 2]]]]),)),
+                {"output_size": [1, 5], "align_corners": True, "scale_factors": None},
+                *([[[[0, 0, 1, 2, 2]]]], "0.5 and 1.5 go to even: the zero point cancels"),
+            ),
+            Case(
+                *("scrambled", (_u8([[[[1]], [[5]]]]),)),
+                {"output_size": [1, 2], "align_corners": False, "scale_factors": None},
+                *([[[[1, 5]], [[1, 5]]]], "torch's defect on a 1 x 1 map: NHWC values in NCHW"),
+            ),
+            Case(
+                *("float", (np.float32([[[[0, 4]]]]),)),
+                {"output_size": [1, 3], "align_corners": True, "scale_factors": None},
+                *([[[[0, 2, 4]]]], "exact values"),
+            ),
+        ),
+    ),
+)
