@@ -51,8 +51,12 @@ def to_tensor(tensor: Any) -> Tensor:
             return tensor.view(torch.uint16).numpy().view(DTYPES["bfloat16"].storage)  # type: ignore[no-any-return]
         return tensor.numpy()  # type: ignore[no-any-return]
     dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
-    integers: Array = tensor.int_repr().numpy()
-    if dtype.name == "quint4x2":
+    if dtype.name != "quint4x2":  # int_repr() would lose the strides of a view
+        plain = torch.empty(0, dtype=getattr(torch, dtype.storage.name))
+        place = tensor.storage_offset(), tensor.size(), tensor.stride()
+        integers: Array = plain.set_(tensor.untyped_storage(), *place).numpy()
+    else:
+        integers = tensor.int_repr().numpy()
         pairs = np.stack([integers & 15, integers >> 4], -1).reshape(-1)
         integers = pairs[: tensor.numel()].reshape(tuple(tensor.shape))
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
@@ -574,7 +578,7 @@ def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Te
 
     def note(name: str, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            recorded[name] = to_tensor(value.clone())
+            recorded[name] = to_tensor(copy.deepcopy(value.detach()))  # clone() loses strides
         elif isinstance(value, tuple | list):
             for i, part in enumerate(value):
                 note(f"{name}.{i}", part)

@@ -23,7 +23,7 @@ class _Step(NamedTuple):
 
     node: Node
     function: Callable[..., Any]
-    symbolic: bool
+    bound: bool  # whether attributes hold symbols or name a module
     dead: tuple[str, ...]
 
 
@@ -42,6 +42,14 @@ def _bind(attribute: Any, sizes: dict[str, int]) -> Any:
     if isinstance(attribute, tuple):
         return tuple(_bind(part, sizes) for part in attribute)
     return attribute.bind(sizes) if isinstance(attribute, Dim) else attribute
+
+
+def attributes_of(graph: Graph, node: Node, sizes: dict[str, int]) -> dict[str, Any]:
+    """Return a node's attributes with the length of each symbol and with its module."""
+    attributes = {key: _bind(value, sizes) for key, value in node.attributes.items()}
+    if "module" in attributes:
+        attributes["module"] = graph.modules[attributes["module"]]
+    return attributes
 
 
 def _same_objects(old: Sequence[Node], new: Sequence[Node]) -> bool:
@@ -73,8 +81,8 @@ def _plan(graph: Graph, target: Target, executor: Executor) -> _Plan:
             raise type(error)(f"node {node.name}: {error}") from None
         if executor == "fast" and op.pack is not None:
             _pack_weight(graph, node, op.pack)
-        symbolic = any(map(_is_symbolic, node.attributes.values()))
-        steps.append(_Step(node, function, symbolic, tuple(names)))
+        bound = "module" in node.attributes or any(map(_is_symbolic, node.attributes.values()))
+        steps.append(_Step(node, function, bound, tuple(names)))
     plan = _Plan(tuple(graph.nodes), tuple(steps))
     graph._plans[target, executor] = plan
     return plan
@@ -90,7 +98,7 @@ def _pack_weight(graph: Graph, node: Node, pack: Callable[..., QTensor]) -> None
         graph.parameters[weight.name] = pack(data, **node.attributes)
 
 
-def _check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, int]:
+def check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, int]:
     """Check the arguments and return the length of each symbol."""
     if len(inputs) != len(graph.inputs):
         names = ", ".join(value.name for value in graph.inputs)
@@ -154,7 +162,7 @@ def run(
     observe: Observe | None,
 ) -> Result:
     """Run ``graph``; see :meth:`refquant.ir.graph.Graph.run`."""
-    sizes = _check_inputs(graph, inputs)
+    sizes = check_inputs(graph, inputs)
     plan = _plan(graph, target, executor)
     wanted = _wanted(graph, record)
     live: dict[str, Tensor] = {
@@ -168,11 +176,7 @@ def run(
     for step in plan.steps:
         node = step.node
         operands = [None if value is None else read(value.name) for value in node.inputs]
-        attributes = dict(node.attributes)
-        if step.symbolic:
-            attributes = {key: _bind(value, sizes) for key, value in attributes.items()}
-        if "module" in attributes:
-            attributes["module"] = graph.modules[str(attributes["module"])]  # type: ignore[assignment]
+        attributes = attributes_of(graph, node, sizes) if step.bound else node.attributes
         try:
             results = step.function(*operands, **attributes)
         except RefquantError as error:

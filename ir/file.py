@@ -149,5 +149,8 @@ def _tensor(archive: zipfile.ZipFile, member: str, declared: Absent, name: str) 
         return array
     q = kind.qparams
     scale: Any = q.scale if q.axis is None else np.asarray(q.scale, np.float64)
-    zero_point: Any = q.zero_point if q.axis is None else np.asarray(q.zero_point)
+    zero_point: Any = q.zero_point
+    if q.axis is not None:
+        whole = all(isinstance(z, int) for z in q.zero_point)  # type: ignore[union-attr]
+        zero_point = np.asarray(zero_point, np.int32 if whole else np.float64)
     return QTensor(array, scale, zero_point, q.axis, kind.dtype, q.group_size)

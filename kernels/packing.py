@@ -153,7 +153,7 @@ class PackedWeight(QTensor):
 
     layout: Layout
     data: Int8
-    sums: npt.NDArray[np.int64]  # of weight less zero point, per output channel
+    sums: npt.NDArray[np.int32]  # of weight less zero point, per output channel
     passes: int  # 1, and one more for each term of the zero points
     _shape: Ints
     _lanes: dict[Any, Lanes]
@@ -178,7 +178,7 @@ class PackedWeight(QTensor):
         state = {
             "layout": layout,
             "data": data,
-            "sums": np.concatenate(sums) - zero_point * depth,
+            "sums": (np.concatenate(sums) - zero_point * depth).astype(np.int32),
             "passes": 1 + len(terms),
             "_shape": weight.shape,
             "_lanes": {},
@@ -236,7 +236,7 @@ class PackedWeight(QTensor):
             within = np.minimum(np.arange(ceil(outputs, PANEL)), outputs - 1)
             order = np.arange(0, channels, outputs)[:, None] + within
         order = np.minimum(order, channels - 1).ravel()
-        correction = (-zero_point * self.sums).astype(np.int32)
+        correction = (-zero_point * self.sums.astype(np.int64)).astype(np.int32)
         return Lanes(correction[order], *(values[order] for values in each))
 
 

@@ -19,7 +19,7 @@ def reference(input: F32, output_size: Sizes, align_corners: bool, scale_factors
     Positions are those of ``aten::upsample_bilinear2d`` without the lower limit 0; sources
     beyond the edge repeat it. Computed in float64 from float32 positions and weights; torch adds
     in float32, in an order that depends on the layout: compare with a tolerance of
-    ``3e-6 * max|x|``. torch has no quantized form.
+    ``5e-6 * max|x|``. torch has no quantized form.
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ def reference(
 
     float32: the position and the weights as above, the blend in float64, rounded once. torch has
     several float kernels, chosen by layout and size: compare with a tolerance of
-    ``1e-6 * max|x|``.
+    ``3e-6 * max|x|``.
 
     Parameters
     ----------

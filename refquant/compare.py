@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from refquant.graph_diff import GraphDiff, GraphRow, graph_diff
 from refquant.ir.errors import RefquantError
+from refquant.ir.execute import attributes_of, check_inputs
 from refquant.ir.graph import Executor, Graph, Node, Value
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
-from refquant.ir.types import Dim
 
 __all__ = [
     "GraphDiff",
@@ -217,58 +217,58 @@ def run_diff(
     from refquant.importers.fx import as_arrays, record_fx
 
     machine = Target.parse(target) if isinstance(target, str) else target or graph.target
-    expected = record_fx(model, inputs, machine)
-    result = graph.run(*as_arrays(inputs), target=machine, executor=executor, record=True)
+    arrays = as_arrays(inputs)
+    alone = _Alone(
+        graph,
+        record_fx(model, inputs, machine),
+        check_inputs(graph, tuple(arrays)),
+        machine,
+        executor == "fast",
+    )
+    result = graph.run(*arrays, target=machine, executor=executor, record=True)
     rows, unmatched = [], []
     for node in graph.nodes:
         for value in node.outputs:
-            if value.name not in expected:
+            if value.name not in alone.expected:
                 unmatched.append(value.name)
                 continue
-            torch_value = expected[value.name]
+            torch_value = alone.expected[value.name]
             row = compare_values(value.name, node.op, result.values[value.name], torch_value)
-            if not row.equal and _agrees_on(graph, node, value, expected, machine, executor):
+            if not row.equal and alone.agrees(node, value):
                 row = NodeDiff(**{**asdict(row), "inherited": True})
             rows.append(row)
     return RunDiff(machine, executor, tuple(rows), tuple(unmatched))
 
 
-def _agrees_on(
-    graph: Graph,
-    node: Node,
-    value: Value,
-    expected: dict[str, Tensor],
-    target: Target,
-    executor: Executor,
-) -> bool:
-    """Whether the node alone, given torch's operands, gives torch's result."""
-    operands: list[Any] = []
-    for operand in node.inputs:
-        if operand is None:
-            operands.append(None)
-        elif operand.name in expected:
-            operands.append(expected[operand.name])
-        elif operand.name in graph.parameters:
-            operands.append(graph.parameter(operand.name))
-        else:
+@dataclass(frozen=True)
+class _Alone:
+    """Single nodes of a graph, run on torch's operands."""
+
+    graph: Graph
+    expected: dict[str, Tensor]
+    sizes: dict[str, int]
+    target: Target
+    fast: bool
+
+    def agrees(self, node: Node, value: Value) -> bool:
+        """Whether the node, given torch's operands, gives torch's result."""
+        try:
+            ours = self.results(node)[node.outputs.index(value)]
+        except RefquantError:
             return False
-    if any(isinstance(part, Dim) for part in _flat(node.attributes.values())):
-        return False
-    attributes: dict[str, Any] = dict(node.attributes)
-    if "module" in attributes:
-        attributes["module"] = graph.modules[attributes["module"]]
-    try:
-        found = OPS[node.op].bind(target, fast=executor == "fast")(*operands, **attributes)
-    except RefquantError:
-        return False
-    parts = found if isinstance(found, tuple) else (found,)
-    ours = parts[node.outputs.index(value)]
-    return compare_values(value.name, node.op, ours, expected[value.name]).equal
+        return compare_values(value.name, node.op, ours, self.expected[value.name]).equal
 
+    def results(self, node: Node) -> tuple[Tensor, ...]:
+        operands = [operand and self.operand(operand) for operand in node.inputs]
+        attributes = attributes_of(self.graph, node, self.sizes)
+        found = OPS[node.op].bind(self.target, fast=self.fast)(*operands, **attributes)
+        return found if isinstance(found, tuple) else (found,)
 
-def _flat(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, tuple):
-            yield from _flat(value)
-        else:
-            yield value
+    def operand(self, value: Value) -> Tensor:
+        """Return torch's value; what torch does not name, a step inside a node, is computed."""
+        if value.name in self.expected:
+            return self.expected[value.name]
+        if value.name in self.graph.parameters:
+            return self.graph.parameter(value.name)
+        maker = next(node for node in self.graph.nodes if value in node.outputs)
+        return self.results(maker)[maker.outputs.index(value)]
