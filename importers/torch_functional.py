@@ -267,7 +267,14 @@ def batch_norm(
 ) -> Value:
     """``F.batch_norm`` in evaluation."""
     evaluation_only(training, "batch_norm")
-    return b.emit("aten::batch_norm", input, weight, bias, running_mean, running_var, eps=eps)
+    return b.emit(
+        "aten::batch_norm",
+        *(input, weight, bias, running_mean, running_var),
+        training=False,
+        momentum=momentum,
+        eps=eps,
+        cudnn_enabled=True,
+    )
 
 
 def layer_norm(
@@ -309,7 +316,14 @@ def instance_norm(
     """``F.instance_norm``; with running statistics it is a batch norm."""
     if not use_input_stats:
         return batch_norm(b, input, running_mean, running_var, weight, bias, eps=eps)
-    return b.emit("aten::instance_norm", input, weight, bias, eps=eps)
+    return b.emit(
+        "aten::instance_norm",
+        *(input, weight, bias, None, None),
+        use_input_stats=True,
+        momentum=momentum,
+        eps=eps,
+        cudnn_enabled=True,
+    )
 
 
 # ---- pools and resampling

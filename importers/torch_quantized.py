@@ -110,18 +110,18 @@ def quantized_unary(name: str, **names: str) -> Rule:
     return rule
 
 
-def quantized_leaky_relu(
-    b: TorchBuilder, qx: Value, negative_slope: float, inplace: bool, scale: Any, zero_point: Any
-) -> Value:
-    """``torch.ops.quantized.leaky_relu``."""
-    return b.emit(
-        "quantized::leaky_relu",
-        qx,
-        negative_slope=negative_slope,
-        inplace=inplace,
-        output_scale=b.number(scale, float),
-        output_zero_point=b.number(zero_point, int),
-    )
+def quantized_activation(name: str, *leading: str) -> Rule:
+    """Return the rule of a quantized activation whose own arguments come before the output's."""
+
+    def rule(b: TorchBuilder, x: Value, *args: Any, **rest: Any) -> Value:
+        given = dict(zip((*leading, "output_scale", "output_zero_point"), args, strict=False))
+        given |= rest
+        operands = [given.pop(key) for key in leading if is_tensor(given[key])]
+        given["output_scale"] = b.number(given["output_scale"], float)
+        given["output_zero_point"] = b.number(given["output_zero_point"], int)
+        return b.emit(f"quantized::{name}", x, *operands, **given)
+
+    return rule
 
 
 def quantized_elu(
@@ -299,7 +299,11 @@ QUANTIZED: dict[str, Rule] = {
     },
     "matmul": quantized_matmul,
     "hardswish": quantized_unary("hardswish"),
-    "leaky_relu": quantized_leaky_relu,
+    "sigmoid": quantized_unary("sigmoid"),
+    "celu": quantized_unary("celu", alpha="alpha"),
+    "leaky_relu": quantized_activation("leaky_relu", "negative_slope", "inplace"),
+    "prelu": quantized_activation("prelu", "weight"),
+    "softmax": quantized_activation("softmax", "dim"),
     "elu": quantized_elu,
     "dropout": quantized_dropout,
     "layer_norm": quantized_norm("layer_norm", "normalized_shape"),

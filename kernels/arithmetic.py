@@ -11,6 +11,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array, type_of
 from refquant.ir.types import DType, TensorType, float32
+from refquant.kernels.layout import elementwise
 from refquant.kernels.movement import broadcast
 from refquant.kernels.promotion import Number, result_dtype
 
@@ -38,7 +39,8 @@ def _operands(
 def _compute(op: str, rule: Callable[[DType], DType], formula: Formula, *values: Any) -> Array:
     (a, b), dtype = _operands(op, rule, *values)
     with np.errstate(all="ignore"):
-        return np.asarray(formula(a, b)).astype(dtype.storage)
+        result = np.asarray(formula(a, b)).astype(dtype.storage, copy=False)
+    return elementwise(result, a, b)
 
 
 def add(self: Array, other: Array | Number, alpha: Number = 1) -> Array:

@@ -13,7 +13,7 @@ from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, format_shape, quint8
 from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.movement import dimension, example, moved, movement
+from refquant.kernels.movement import dimension, example, move, movement
 from refquant.kernels.promotion import result_dtype
 
 
@@ -79,16 +79,13 @@ def _without(shape: Shape, axis: int) -> Shape:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def stack(*tensors: Tensor, dim: int = 0) -> Any:
-    """Join tensors along a new dimension.
-
-    Quantized tensors must have equal parameters: torch joins them like plain ones and keeps the
-    parameters of the first.
+def stack(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
+    """Join tensors along a new dimension: :func:`cat`, whose dimension is then split.
 
     Parameters
     ----------
     *tensors : tensors of one shape
-        Plain types are promoted as in torch.
+        Plain types are promoted as in torch; quantized ones take the first one's parameters.
     dim : int
         Where the new dimension stands; negative counts from the end.
 
@@ -99,7 +96,7 @@ def stack(*tensors: Tensor, dim: int = 0) -> Any:
     Raises
     ------
     VerifyError
-        If shapes or quantization parameters differ.
+        If shapes differ, or quantized and plain tensors are mixed.
 
     Examples
     --------
@@ -107,12 +104,14 @@ def stack(*tensors: Tensor, dim: int = 0) -> Any:
     array([[1, 3],
            [2, 4]])
     """
-    first = tensors[0]
-    if isinstance(first, QTensor):
-        return first.with_int_repr(
-            np.stack([x.int_repr for x in tensors if isinstance(x, QTensor)], dim)
-        )
-    return np.stack(_promoted(tensors), dim)
+    rank = len(tensors[0].shape)
+    place = dimension(dim, rank + 1, "stack")
+    if place == rank:
+        tensors = tuple(move(x, lambda array: array[..., None]) for x in tensors)
+        return cat(*tensors, dim=place, target=target)
+    shape = tensors[0].shape
+    whole = (*shape[:place], len(tensors), *shape[place:])
+    return move(cat(*tensors, dim=place, target=target), lambda array: array.reshape(whole))
 
 
 def infer_stack(*tensors: TensorType, dim: int = 0) -> TensorType:
@@ -121,13 +120,11 @@ def infer_stack(*tensors: TensorType, dim: int = 0) -> TensorType:
         raise VerifyError("stack: expected at least one tensor")
     first = tensors[0]
     for x in tensors[1:]:
-        if x.shape != first.shape or x.qparams != first.qparams:
+        if x.shape != first.shape:
             raise VerifyError(f"stack: expected {first} for all, got {x}")
     place = dimension(dim, first.rank + 1, "stack")
-    shape = (*first.shape[:place], len(tensors), *first.shape[place:])
-    if first.dtype.is_quantized:
-        return moved(first, shape, "stack")
-    return TensorType(result_dtype("stack", *tensors), shape)
+    joined = infer_cat(*(x.with_shape((1, *x.shape)) for x in tensors))
+    return joined.with_shape((*first.shape[:place], len(tensors), *first.shape[place:]))
 
 
 _X = example(1, 2)

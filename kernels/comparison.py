@@ -11,6 +11,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array, type_of
 from refquant.ir.types import TensorType, bool_
+from refquant.kernels.layout import elementwise
 from refquant.kernels.movement import broadcast
 from refquant.kernels.promotion import Number, result_dtype
 
@@ -34,7 +35,7 @@ def _ops(
         types = [type_of(v) if isinstance(v, np.ndarray) else v for v in (self, other)]
         storage = result_dtype(name, *types).storage
         a, b = (np.asarray(value).astype(storage) for value in (self, other))
-        return np.asarray(function(a, b))
+        return elementwise(np.asarray(function(a, b)), a, b)
 
     reference.__doc__ = f"""Return whether ``self {symbol} other``, element by element.
 

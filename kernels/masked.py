@@ -10,6 +10,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import TensorType, bool_
+from refquant.kernels.layout import elementwise
 from refquant.kernels.movement import broadcast, example, move, moved, movement
 from refquant.kernels.promotion import Number, result_dtype
 from refquant.kernels.rounding import quantize_before
@@ -41,7 +42,7 @@ def where(condition: Array, self: Array, other: Array) -> Array:
     >>> where(np.array([True, False]), np.array([1, 2]), np.array([9]))
     array([1, 9])
     """
-    return np.where(condition, self, other)
+    return elementwise(np.where(condition, self, other), condition, self, other)
 
 
 def infer_where(condition: TensorType, self: TensorType, other: TensorType) -> TensorType:
@@ -67,7 +68,7 @@ def masked_fill(self: Tensor, mask: Array, value: Number) -> Any:
 
     Returns
     -------
-    A copy.
+    A contiguous copy.
 
     Raises
     ------
@@ -83,7 +84,11 @@ def masked_fill(self: Tensor, mask: Array, value: Number) -> Any:
     if isinstance(self, QTensor):
         real = np.array([value], np.float32)
         fill = quantize_before(real, float(self.scale), int(self.zero_point), self.dtype)[0]
-    return move(self, lambda array: np.where(mask, np.asarray(fill, array.dtype), array))
+
+    def replace(array: Array) -> Array:
+        return np.ascontiguousarray(np.where(mask, np.asarray(fill, array.dtype), array))
+
+    return move(self, replace)
 
 
 def infer_masked_fill(self: TensorType, mask: TensorType, value: Number) -> TensorType:

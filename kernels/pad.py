@@ -34,7 +34,7 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
 
     Returns
     -------
-    Tensor, channels-last where ``x`` is
+    Tensor, channels-last where ``x`` is and the mode is constant, or a plain ``x`` is not wrapped
 
     Raises
     ------
@@ -51,6 +51,8 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
         real = np.array([value], np.float32)
         fill = quantize_before(real, float(x.scale), int(x.zero_point), x.dtype)[0]
 
+    keeps_format = mode == "constant" or (mode != "circular" and not isinstance(x, QTensor))
+
     def surround(array: Array) -> Array:
         sides = [(pad[2 * i], pad[2 * i + 1]) for i in range(len(pad) // 2)][::-1]
         sides = [(0, 0)] * (array.ndim - len(sides)) + sides
@@ -61,7 +63,9 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
         grown = [(max(0, before), max(0, after)) for before, after in sides]
         options: dict[str, Any] = {"constant_values": fill} if mode == "constant" else {}
         result = np.pad(array[kept], grown, _MODES[mode], **options)  # type: ignore[call-overload]
-        return channels_last(result) if is_channels_last(array) else np.ascontiguousarray(result)
+        if is_channels_last(array) and keeps_format:
+            return channels_last(result)
+        return np.ascontiguousarray(result)
 
     return move(x, surround)
 

@@ -50,7 +50,7 @@ def reference(
         q = \mathrm{clamp}(\mathrm{rint}(y \cdot m) + z_o), \quad
         m = (s_x s_w) \cdot (1 / s_o)
 
-    with the roundings of ``quantized::mul``.
+    with the roundings of ``quantized::mul`` (as long as :math:`|y m| < 2^{31}`).
 
     Parameters
     ----------

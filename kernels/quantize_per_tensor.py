@@ -13,7 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.types import DType, QParams, TensorType, float32, qint8, qint32, quint8
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_like, memory_order
+from refquant.kernels.layout import empty_suggested, memory_order, suggested
 from refquant.kernels.rounding_jit import quantize_before, quantize_fused
 
 F32 = npt.NDArray[np.float32]
@@ -42,7 +42,7 @@ def reference(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
 
     Returns
     -------
-    QTensor, shape and strides of ``x``
+    QTensor, dense in the memory format that torch suggests for ``x``
         NaN and +inf give the largest value (qint32: NaN gives the smallest); -inf gives the
         smallest.
 
@@ -60,7 +60,7 @@ def reference(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
         q = rounding.quantize_before(np.nan_to_num(x, nan=-np.inf), scale, zero_point, dtype)
     else:
         q = rounding.quantize_fused(x, scale, zero_point, dtype)
-    return QTensor(q, scale, zero_point, None, dtype)
+    return QTensor(suggested(q), scale, zero_point, None, dtype)
 
 
 def infer(x: TensorType, scale: float, zero_point: int, dtype: DType) -> TensorType:
@@ -97,7 +97,8 @@ def _fill_before(x: F32, inverse: np.float32, zero_point: int, q: Any) -> None:
 
 def kernel(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
     """Compute :func:`reference` in one compiled pass over the memory."""
-    q = empty_like(x, dtype.storage)
+    x = suggested(x)
+    q = empty_suggested(x, dtype.storage)
     inverse = rounding.reciprocal(scale)
     if dtype == qint32:
         _fill_before(memory_order(x), inverse, zero_point, memory_order(q))

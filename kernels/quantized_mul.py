@@ -10,15 +10,17 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import TensorType, quint8
+from refquant.ir.target import Target
+from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order
-from refquant.kernels.pointwise import same_memory
-from refquant.kernels.rounding_jit import quantize_after
+from refquant.kernels.pointwise import body_mask, chunks, same_memory, vector_width
+from refquant.kernels.rounding_jit import clamp
 from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
 
 Array = npt.NDArray[Any]
+F32 = npt.NDArray[np.float32]
 
 
 def multiplier(scale_a: float, scale_b: float, scale: float) -> np.float32:
@@ -26,15 +28,25 @@ def multiplier(scale_a: float, scale_b: float, scale: float) -> np.float32:
     return np.float32(np.float32(scale_a) * np.float32(scale_b)) * rounding.reciprocal(scale)
 
 
-def reference(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> QTensor:
+def reference(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
     r"""Multiply two quantized tensors.
 
     .. math:: q = \mathrm{clamp}(\mathrm{rint}((q_a - z_a)(q_b - z_b) \cdot m) + z), \quad
               m = (s_a s_b) \cdot (1 / s)
 
-    The product of the integers is exact (it wraps at int32 for qint32) and becomes float32
-    with one rounding; the three steps of *m* are rounded to float32 each. Ties go to even
-    before the zero point is added.
+    The product of the integers is an int32 (it wraps for qint32). The three steps of *m* are
+    rounded to float32 each, and so is the product with *m*; ties go to even before the zero
+    point is added.
+
+    The vector body and the scalar tail of ``quantized::add`` differ in extreme cases only:
+
+    * the body rounds the integer product to float32 before it multiplies, which matters above
+      ``2**24`` (qint32);
+    * in the body a rounded value beyond the range of int32 becomes ``-2**31``, so a positive
+      overflow gives the *smallest* value; and for qint32 adding the zero point wraps. Without
+      vector instructions the zero point is added in float32 before the conversion.
 
     Parameters
     ----------
@@ -63,15 +75,16 @@ def reference(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> QTenso
     >>> reference(a, b, 2.0, 7).int_repr
     array([9, 7], dtype=uint8)
     """
-    return _multiply(qa, qb, scale, zero_point, relu=False)
+    return _multiply(qa, qb, scale, zero_point, target, relu=False)
 
 
-def reference_relu(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> QTensor:
-    r"""Multiply two quantized tensors and clamp the product at 0.
+def reference_relu(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
+    """Multiply two quantized tensors and clamp the product at 0.
 
-    .. math:: q = \mathrm{clamp}(\mathrm{rint}(\max((q_a - z_a)(q_b - z_b), 0) \cdot m) + z)
-
-    Everything else is as in ``quantized::mul``.
+    No integer of the result is below its zero point; everything else is as in
+    ``quantized::mul``.
 
     Examples
     --------
@@ -80,20 +93,46 @@ def reference_relu(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> Q
     >>> reference_relu(a, b, 2.0, 7).int_repr
     array([7, 9], dtype=uint8)
     """
-    return _multiply(qa, qb, scale, zero_point, relu=True)
+    return _multiply(qa, qb, scale, zero_point, target, relu=True)
 
 
-def _multiply(qa: QTensor, qb: QTensor, scale: float, zero_point: int, *, relu: bool) -> QTensor:
+def _multiply(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+) -> QTensor:
     a = qa.int_repr.astype(np.int64) - qa.zero_point
     b = qb.int_repr.astype(np.int64) - qb.zero_point
     product = (a * b).astype(np.int32)
-    if relu:
-        product = np.maximum(product, 0)
     m = multiplier(float(qa.scale), float(qb.scale), scale)
-    rounded = np.rint(product.astype(np.float32) * m).astype(np.float64)
     out = empty_suggested(qa.int_repr, qa.int_repr.dtype, product.shape)
-    out[...] = rounding.saturate(rounded + zero_point, qa.dtype)
+    q = np.where(
+        body_mask(out, [qa.int_repr, qb.int_repr], target, vector_width(qa.dtype)),
+        _round_body(product, m, zero_point, qa.dtype, target),
+        _round_tail(product, m, zero_point, qa.dtype),
+    )
+    out[...] = np.maximum(q, zero_point) if relu else q
     return QTensor(out, scale, zero_point, None, qa.dtype)
+
+
+def _round_body(
+    product: Array, m: np.float32, zero_point: int, dtype: DType, target: Target
+) -> Array:
+    rounded = np.rint(product.astype(np.float32) * m)
+    if target.fused_multiply_add:
+        shifted = _to_int32(rounded) + zero_point
+    else:
+        shifted = _to_int32(rounded + np.float32(zero_point))
+    return shifted.astype(np.int32) if dtype == qint32 else np.clip(shifted, *dtype.limits)
+
+
+def _to_int32(whole: F32) -> Array:
+    """Convert as the processor does: what does not fit becomes ``-2**31``."""
+    fits = (whole >= -(2.0**31)) & (whole < 2.0**31)
+    return np.where(fits, whole, -(2.0**31)).astype(np.int64)
+
+
+def _round_tail(product: Array, m: np.float32, zero_point: int, dtype: DType) -> Array:
+    real = (product.astype(np.float64) * np.float64(m)).astype(np.float32)
+    return rounding.saturate(np.rint(real).astype(np.float64) + zero_point, dtype)
 
 
 def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> TensorType:
@@ -108,6 +147,13 @@ def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> Tens
 
 
 @jit
+def _convert(whole: np.float32) -> Any:
+    if np.float32(-2147483648.0) <= whole < np.float32(2147483648.0):
+        return np.int64(whole)
+    return np.int64(-(2**31))
+
+
+@jit
 def _fill(
     a: Any,
     za: int,
@@ -117,42 +163,76 @@ def _fill(
     zero_point: int,
     low: int,
     high: int,
-    relu: bool,
+    floor: int,
+    rule: int,
     out: Any,
 ) -> None:
     for i in range(out.size):
         product = np.int32((np.int64(a[i]) - za) * (np.int64(b[i]) - zb))
-        if relu and product < 0:
-            product = np.int32(0)
-        out[i] = quantize_after(np.float32(product), m, zero_point, low, high)
+        if rule == 0:
+            whole = np.rint(np.float32(np.float32(product) * m))
+            q = np.int64(np.int32(_convert(whole) + zero_point))
+        elif rule == 1:
+            whole = np.rint(np.float32(np.float32(product) * m))
+            q = _convert(np.float32(whole + np.float32(zero_point)))
+        else:
+            whole = np.rint(np.float32(np.float64(product) * np.float64(m)))
+            limited = min(max(whole, np.float32(-(2.0**40))), np.float32(2.0**40))
+            q = np.int64(limited) + zero_point
+        out[i] = max(clamp(q, low, high), floor)
 
 
-def kernel(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> QTensor:
+# The rules of the loops: the vector body, that of a plain build, the scalar tail.
+_BODY, _PLAIN, _TAIL = 0, 1, 2
+
+
+def kernel(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
     """Compute :func:`reference` in one compiled pass."""
-    return _run(qa, qb, scale, zero_point, relu=False)
+    return _run(qa, qb, scale, zero_point, target, relu=False)
 
 
-def kernel_relu(qa: QTensor, qb: QTensor, scale: float, zero_point: int) -> QTensor:
+def kernel_relu(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
+) -> QTensor:
     """Compute :func:`reference_relu` in one compiled pass."""
-    return _run(qa, qb, scale, zero_point, relu=True)
+    return _run(qa, qb, scale, zero_point, target, relu=True)
 
 
-def _run(qa: QTensor, qb: QTensor, scale: float, zero_point: int, *, relu: bool) -> QTensor:
-    a, b = qa.int_repr, qb.int_repr
+def _run(
+    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+) -> QTensor:
+    a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
     out = empty_suggested(a, a.dtype, np.broadcast_shapes(a.shape, b.shape))
     m = multiplier(float(qa.scale), float(qb.scale), scale)
     za, zb = int(qa.zero_point), int(qb.zero_point)
-    constants = (m, zero_point, *qa.dtype.limits, relu)
+    low, high = dtype.limits
+    constants = (m, zero_point, low, high, zero_point if relu else low)
+
+    in_body = _BODY if target.fused_multiply_add else _PLAIN
+
+    def fill(x: Array, y: Array, rule: int, into: Array) -> None:
+        _fill(x, za, y, zb, *constants, rule, into)
+
     if same_memory(out, a, b):
-        _fill(memory_order(a), za, memory_order(b), zb, *constants, memory_order(out))
+        x, y, into = memory_order(a), memory_order(b), memory_order(out)
+        for start, middle, end in chunks(out.size, target, vector_width(dtype)):
+            fill(x[start:middle], y[start:middle], in_body, into[start:middle])
+            fill(x[middle:end], y[middle:end], _TAIL, into[middle:end])
     else:
         x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
         nest = loops([out, x, y])
         x, y = to_loop_order(x, nest), to_loop_order(y, nest)
-        flat = np.empty(out.size, out.dtype)
-        _fill(x, za, y, zb, *constants, flat)
-        out[...] = from_loop_order(flat, nest, out.shape)
-    return QTensor(out, scale, zero_point, None, qa.dtype)
+        body, tail = np.empty_like(x), np.empty_like(x)
+        fill(x, y, in_body, body)
+        fill(x, y, _TAIL, tail)
+        out[...] = np.where(
+            body_mask(out, [a, b], target, vector_width(dtype)),
+            from_loop_order(body, nest, out.shape),
+            from_loop_order(tail, nest, out.shape),
+        )
+    return QTensor(out, scale, zero_point, None, dtype)
 
 
 def _u8(*values: int, zero_point: int = 0) -> QTensor:
@@ -185,6 +265,13 @@ OPS = (
                 {"scale": 1.0, "zero_point": 7},
                 [0, 255],
                 "both ends",
+            ),
+            Case(
+                "overflow",
+                (_u8(*[200] * 65), _u8(*[200] * 65)),
+                {"scale": 1e-6, "zero_point": 7},
+                [0] * 64 + [255],
+                "4e10 becomes -2**31 in the vector body, but saturates in the scalar tail",
             ),
             Case("empty", (_u8(), _u8()), {"scale": 1.0, "zero_point": 7}, [], "no elements"),
         ),

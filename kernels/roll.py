@@ -10,7 +10,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.layout import empty_like
+from refquant.kernels.layout import channels_last, empty_like, is_channels_last
 from refquant.kernels.movement import dimension, example, move, movement
 
 Ints = tuple[int, ...]
@@ -28,7 +28,7 @@ def roll(x: Tensor, shifts: Ints, dims: Ints) -> Any:
 
     Returns
     -------
-    A contiguous copy.
+    A copy: channels-last where the input is, otherwise contiguous.
 
     Raises
     ------
@@ -40,7 +40,18 @@ def roll(x: Tensor, shifts: Ints, dims: Ints) -> Any:
     >>> roll(np.arange(5), (2,), (0,))
     array([3, 4, 0, 1, 2])
     """
-    return move(x, lambda array: np.ascontiguousarray(np.roll(array, shifts, dims)))
+    for shift, dim in zip(shifts, dims, strict=True):
+        x = move(x, lambda array, by=shift, at=dim: _turn(array, by, at))  # type: ignore[misc]
+    return x
+
+
+def _turn(x: Array, shift: int, dim: int) -> Array:
+    """Join the last ``shift`` entries and the rest, as torch does: both name the strides."""
+    if x.size == 0:
+        return x
+    first, last = np.split(x, [-shift % x.shape[dim]], dim)
+    result = np.ascontiguousarray(np.concatenate((last, first), dim))
+    return channels_last(result) if is_channels_last(last) and is_channels_last(first) else result
 
 
 def infer_roll(x: TensorType, shifts: Ints, dims: Ints) -> TensorType:

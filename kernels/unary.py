@@ -12,6 +12,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType, bool_, float32
+from refquant.kernels.layout import elementwise
 
 _LIBRARY = """Float32 goes through float64 and is rounded once. torch uses its math library
     there, whose last bit may differ: compare with a tolerance of 1 unit in the last place."""
@@ -84,7 +85,7 @@ def _op(
     dtype: Any = np.float32,
 ) -> Op:
     def reference(x: Array) -> Array:
-        return function(x)
+        return elementwise(function(x), x)
 
     note = _LIBRARY if library else "Exact or correctly rounded, as in torch."
     reference.__doc__ = f"""Return {what}.
