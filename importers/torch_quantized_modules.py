@@ -201,8 +201,17 @@ def reference_linear(b: TorchBuilder, module: Mod, input: Value) -> Value:
 
 
 def reference_conv(b: TorchBuilder, module: Mod, input: Value) -> Value:
-    """``nnqr.Conv1d``, ``2d``, ``3d``."""
-    return conv_with(b, module, input, reference_weight(b, module), b.of(module, "bias"))
+    """``nnqr.Conv1d``, ``2d``, ``3d``, which pad with zeros whatever ``padding_mode`` says."""
+    return f.convolution(
+        b,
+        input,
+        reference_weight(b, module),
+        b.of(module, "bias"),
+        module.stride,
+        module.padding,
+        module.dilation,
+        module.groups,
+    )
 
 
 def reference_conv_transpose(

@@ -8,8 +8,9 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -54,14 +55,21 @@ def save(graph: Graph, path: str | os.PathLike[str]) -> None:
             raise VerifyError(f"{path}: {name} has no data to save")
         arrays.append(tensor.int_repr if isinstance(tensor, QTensor) else tensor)
     manifest = {"format": FORMAT, "text_sha256": digest(np.frombuffer(text, np.uint8))}
+    with whole_file(path) as file, zipfile.ZipFile(file, "w") as archive:
+        _write(archive, _MANIFEST, json.dumps(manifest).encode())
+        _write(archive, _TEXT, text)
+        for index, array in enumerate(arrays):
+            _write(archive, f"tensors/{index}.npy", _npy(array))
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Write a file that appears whole at the end, or not at all."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            _write(archive, _MANIFEST, json.dumps(manifest).encode())
-            _write(archive, _TEXT, text)
-            for index, array in enumerate(arrays):
-                _write(archive, f"tensors/{index}.npy", _npy(array))
+        with os.fdopen(handle, "wb") as file:
+            yield file
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

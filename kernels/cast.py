@@ -8,6 +8,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.types import DType, TensorType, float16, int32
+from refquant.kernels.layout import elementwise
 
 _X = np.array([1.5, -2.7, 65536.0], np.float32)
 

@@ -91,7 +91,11 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni, or the weight is quantized per channel.
+        If ``target.isa`` is not avx512_vnni, the weight is quantized per channel, or torch's
+        result is not defined: with a 2-d kernel of height 2 and width 1 to 6, stride 1 or 2, no
+        padding or dilation, one group and channels divisible by 8, the fbgemm of torch 2.13.0
+        takes a path that computes the first image only, misplaces its rows where the stride is
+        2, and cannot unpack the weight, so that even a copy of the model has another one.
 
     Examples
     --------
@@ -198,10 +202,30 @@ def infer(
             f"{tuple(kernel)} with {inputs} to {each} channels; its results are not defined"
         )
     checks.vector(op, bias, groups * each, "bias")
-    out = Geometry(tuple(kernel), stride, padding, output_padding, dilation).out(x.shape[2:])
+    geometry = Geometry(tuple(kernel), stride, padding, output_padding, dilation)
+    if groups == 1 and _is_undefined(geometry, inputs, each):
+        raise UnsupportedError(
+            f"{op}: the fbgemm of torch 2.13.0 leaves weight and result undefined for kernel "
+            f"{format_shape(geometry.kernel)} and {inputs} to {each} channels"
+        )
+    out = geometry.out(x.shape[2:])
     check_out(op, out)
     qparams = checks.output_qparams(op, quint8, scale, zero_point)
     return TensorType(quint8, (x.shape[0], groups * each, *out), qparams)
+
+
+def _is_undefined(geometry: Geometry, inputs: int, outputs: int) -> bool:
+    """Whether fbgemm takes its direct convolution, which torch does not call as it must be."""
+    kernel, stride, padding, _, dilation = geometry
+    return (
+        len(kernel) == 2
+        and kernel[0] == 2
+        and kernel[1] <= 6
+        and set(stride) <= {1, 2}
+        and not any(padding)
+        and set(dilation) == {1}
+        and inputs % 8 == outputs % 8 == 0
+    )
 
 
 def pack(weight: QTensor, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedWeight:

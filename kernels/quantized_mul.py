@@ -15,7 +15,7 @@ from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order
-from refquant.kernels.pointwise import body_mask, chunks, same_memory, vector_width
+from refquant.kernels.pointwise import body_mask, chunks, fill, same_memory, vector_width
 from refquant.kernels.rounding_jit import clamp
 from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
 
@@ -99,17 +99,19 @@ def reference_relu(
 def _multiply(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
-    a = qa.int_repr.astype(np.int64) - qa.zero_point
-    b = qb.int_repr.astype(np.int64) - qb.zero_point
-    product = (a * b).astype(np.int32)
     m = multiplier(float(qa.scale), float(qb.scale), scale)
-    out = empty_suggested(qa.int_repr, qa.int_repr.dtype, product.shape)
-    q = np.where(
-        body_mask(out, [qa.int_repr, qb.int_repr], target, vector_width(qa.dtype)),
-        _round_body(product, m, zero_point, qa.dtype, target),
-        _round_tail(product, m, zero_point, qa.dtype),
-    )
-    out[...] = np.maximum(q, zero_point) if relu else q
+    floor = zero_point if relu else qa.dtype.limits[0]
+
+    def formula(a: Array, b: Array, in_body: Array) -> Array:
+        exact = (a.astype(np.int64) - qa.zero_point) * (b.astype(np.int64) - qb.zero_point)
+        product = exact.astype(np.int32)
+        body = _round_body(product, m, zero_point, qa.dtype, target)
+        tail = _round_tail(product, m, zero_point, qa.dtype)
+        return np.maximum(np.where(in_body, body, tail), floor)
+
+    a, b = qa.int_repr, qb.int_repr
+    out = empty_suggested(a, a.dtype, np.broadcast_shapes(a.shape, b.shape))
+    fill(out, formula, a, b, body_mask(out, [a, b], target, vector_width(qa.dtype)))
     return QTensor(out, scale, zero_point, None, qa.dtype)
 
 
@@ -212,21 +214,21 @@ def _run(
 
     in_body = _BODY if target.fused_multiply_add else _PLAIN
 
-    def fill(x: Array, y: Array, rule: int, into: Array) -> None:
+    def multiply(x: Array, y: Array, rule: int, into: Array) -> None:
         _fill(x, za, y, zb, *constants, rule, into)
 
     if same_memory(out, a, b):
         x, y, into = memory_order(a), memory_order(b), memory_order(out)
         for start, middle, end in chunks(out.size, target, vector_width(dtype)):
-            fill(x[start:middle], y[start:middle], in_body, into[start:middle])
-            fill(x[middle:end], y[middle:end], _TAIL, into[middle:end])
+            multiply(x[start:middle], y[start:middle], in_body, into[start:middle])
+            multiply(x[middle:end], y[middle:end], _TAIL, into[middle:end])
     else:
         x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
         nest = loops([out, x, y])
         x, y = to_loop_order(x, nest), to_loop_order(y, nest)
         body, tail = np.empty_like(x), np.empty_like(x)
-        fill(x, y, in_body, body)
-        fill(x, y, _TAIL, tail)
+        multiply(x, y, in_body, body)
+        multiply(x, y, _TAIL, tail)
         out[...] = np.where(
             body_mask(out, [a, b], target, vector_width(dtype)),
             from_loop_order(body, nest, out.shape),

@@ -103,8 +103,16 @@ def empty_sorted(shape: tuple[int, ...], operands: Sequence[Array], dtype: npt.D
     >>> empty_sorted(x.shape, [x], np.uint8).strides
     (1, 6)
     """
-    order = loops([np.broadcast_to(x, shape) for x in operands]).dims[::-1]
+    order = loops([_expand(x, shape) for x in operands]).dims[::-1]
     return np.empty([shape[d] for d in order], dtype).transpose(np.argsort(order))
+
+
+def _expand(x: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast; unlike NumPy, a length of one that stays keeps its stride."""
+    lengths = (*(0,) * (len(shape) - x.ndim), *x.shape)
+    strides = (*(0,) * (len(shape) - x.ndim), *x.strides)
+    steps = [s if n == m else 0 for n, m, s in zip(lengths, shape, strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(x, shape, steps)
 
 
 def to_loop_order(x: Array, nest: Loops) -> Array:

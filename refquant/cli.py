@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refquant.ir.errors import RefquantError, VerifyError
-from refquant.ir.file import load
+from refquant.ir.file import load, whole_file
 from refquant.ir.graph import Graph
 from refquant.ir.target import Target
 
@@ -180,7 +180,7 @@ def run(
         if name in wanted
     }
     if output is not None:
-        with output.open("wb") as file:
+        with whole_file(output) as file:
             np.savez(file, **arrays)
     report = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()}
     if json_:

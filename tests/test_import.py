@@ -93,7 +93,6 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "replication_pad": (nn.ReplicationPad2d(1), IMAGE),
 }
 
-_ROW = torch.arange(4.0).reshape(1, 4, 1, 1)
 _WEIGHT = torch.arange(24, dtype=torch.float32).reshape(6, 4) / 8 - 1
 
 CALLS: dict[str, tuple[Forward, tuple[int, ...]]] = {
@@ -160,7 +159,7 @@ CALLS: dict[str, tuple[Forward, tuple[int, ...]]] = {
     "flatten": (lambda x: torch.flatten(x, 1) + x.flatten(1), IMAGE),
     "squeeze": (lambda x: x[:, :1].squeeze(1).unsqueeze(-1), IMAGE),
     "expand": (lambda x: x[:, :1].expand(-1, 4, -1, -1), IMAGE),
-    "expand-batch": (lambda x: x + _ROW.expand(x.shape[0], 4, 8, 8), IMAGE),
+    "expand-batch": (lambda x: x.mean((1, 2, 3), keepdim=True).expand(x.shape[0], 4, 8, 8), IMAGE),
     "repeat": (lambda x: x.repeat(1, 2, 1, 1), IMAGE),
     "roll": (lambda x: torch.roll(x, shifts=(-1, 2), dims=(2, 3)), IMAGE),
     "flip": (lambda x: torch.flip(x, [1]) + x.flip(1), IMAGE),
