@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -55,12 +55,12 @@ class Builder:
         """Start the nodes of one imported node."""
         self._origin, self._pending = origin, []
 
-    def emit(self, op: str, *inputs: Any, **attributes: Any) -> Value:
+    def emit(self, op: str, /, *inputs: Any, **attributes: Any) -> Value:
         """Append a node of one result; return its value."""
         (value,) = self.emit_all(op, *inputs, **attributes)
         return value
 
-    def emit_all(self, op: str, *inputs: Any, **attributes: Any) -> tuple[Value, ...]:
+    def emit_all(self, op: str, /, *inputs: Any, **attributes: Any) -> tuple[Value, ...]:
         """Append a node; return the values of all its results."""
         if op not in OPS:
             raise UnsupportedError(f"no op {op}")
@@ -92,7 +92,7 @@ class Builder:
 
         def final(value: Any) -> Any:
             if isinstance(value, tuple):
-                return tuple(map(final, value))
+                return rebuild(value, map(final, value))
             if isinstance(value, Value) and value.name in rename:
                 return replace(value, name=rename[value.name])
             return value
@@ -103,6 +103,13 @@ class Builder:
         ]
         self._pending = []
         return final(result)
+
+
+def rebuild(sequence: Any, parts: Iterable[Any]) -> Any:
+    """Return a list, tuple or named tuple like ``sequence`` with other parts."""
+    if hasattr(sequence, "_fields"):
+        return type(sequence)(*parts)
+    return type(sequence)(parts)
 
 
 def _same(one: Any, other: Tensor) -> bool:

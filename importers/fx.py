@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from refquant.importers.builder import Rule
+from refquant.importers.builder import Rule, rebuild
 from refquant.importers.rules import TorchBuilder
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
 from refquant.importers.torch_modules import MODULES, qualified_name
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
-from refquant.ir.graph import Graph, Module, Origin, Scope, Value
+from refquant.ir.graph import Graph, Module, Node, Origin, Scope, Value
 from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import DTYPES, Dim, DType, TensorType
@@ -126,7 +126,7 @@ class FxBuilder(TorchBuilder):
         if isinstance(value, self._torch.Tensor):
             return self.parameter("constant", to_tensor(value))
         if isinstance(value, tuple | list):
-            return type(value)(map(self.operand, value))
+            return rebuild(value, map(self.operand, value))
         if isinstance(value, dict):
             return {key: self.operand(part) for key, part in value.items()}
         return value
@@ -240,6 +240,8 @@ class _Import:
     names: dict[Any, str]
     scopes: dict[str, tuple[str, Any]]
     env: dict[Any, Any] = field(default_factory=dict)
+    memory: dict[str, str] = field(default_factory=dict)  # whose memory a view's value shares
+    copies: dict[str, str] = field(default_factory=dict)  # of which value it is the same tensor
     failures: list[str] = field(default_factory=list)
 
     def argument(self, value: Any) -> Any:
@@ -305,16 +307,21 @@ class _Import:
                 self.env[node] = self.evaluate(node, args, kwargs)
                 return
             b.open(self.origin(node))
+            first = len(b.graph.nodes)
             result = rule(b, *b.operand(args), **b.operand(kwargs))
             self.env[node] = b.close(node.name, result)
+            self.note_views(b.graph.nodes[first:])
             if _is_in_place(node, self.module):
-                self.rebind(args[0], self.env[node])
+                changed = args[0] if args else kwargs.get("input")
+                self.refuse_changed_views(node, changed)
+                self.rebind(changed, self.env[node])
         except UnsupportedError as error:
             self.fail(node, str(error))
         except RefquantError as error:
             raise type(error)(f"node {node.name}: {error}") from None
-        except (TypeError, AttributeError, IndexError, KeyError) as error:
-            self.fail(node, f"{node.target} called in a form that is not known ({error})")
+        except _MISUSE as error:
+            reason = str(error).strip().split("\n")[0]
+            self.fail(node, f"{node.target} called in a form that is not known ({reason})")
 
     def rule(self, node: Any) -> Rule | None:
         """Return the rule of a node, or None if it computes on constants only."""
@@ -358,16 +365,61 @@ class _Import:
         if isinstance(value, DType):
             return getattr(self.builder._torch, value.name)
         if isinstance(value, tuple | list):
-            return type(value)(map(self.restore, value))
+            return rebuild(value, map(self.restore, value))
         if isinstance(value, dict):
             return {key: self.restore(part) for key, part in value.items()}
         return value
 
+    def note_views(self, nodes: list[Node]) -> None:
+        """Note which results may share the memory of their operand."""
+        for node in nodes:
+            if node.op in _VIEWS and node.inputs and node.inputs[0] is not None:
+                name = node.inputs[0].name
+                for value in node.outputs:
+                    self.memory[value.name] = self.memory.get(name, name)
+                    if node.op in ("aten::alias", "aten::dropout"):
+                        self.copies[value.name] = self.copies.get(name, name)
+
+    def refuse_changed_views(self, node: Any, changed: Any) -> None:
+        """Refuse a change in place that another view of the same memory shows later."""
+        if not isinstance(changed, Value):
+            return
+        memory = self.memory.get(changed.name, changed.name)
+        order = {n: i for i, n in enumerate(node.graph.nodes)}
+        for other, value in self.env.items():
+            if not isinstance(value, Value) or self.is_same(value, changed) or other is node:
+                continue
+            shared = self.memory.get(value.name, value.name) == memory
+            if shared and any(order[user] > order[node] for user in other.users):
+                raise UnsupportedError(f"a change in place of memory that {other.name} shares")
+
     def rebind(self, old: Any, new: Any) -> None:
         """After an in-place call every name of the argument stands for the result."""
         for node, value in self.env.items():
-            if value is old or (isinstance(value, Value) and value == old):
+            if value is old or self.is_same(value, old):
                 self.env[node] = new
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        """Whether two values are the same tensor in torch."""
+        if not isinstance(one, Value) or not isinstance(other, Value):
+            return False
+        return self.copies.get(one.name, one.name) == self.copies.get(other.name, other.name)
+
+
+# What a wrong call raises: of a rule, of NumPy, or of torch computing on constants.
+_MISUSE = (
+    *(TypeError, AttributeError, LookupError, ValueError),
+    *(AssertionError, ArithmeticError, RuntimeError),
+)
+# Ops whose result is, or may be, a view of their first operand.
+_VIEWS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("alias", "contiguous", "dropout", "to", "reshape", "view", "flatten", "expand"),
+        *("permute", "transpose", "squeeze", "unsqueeze", "select", "slice", "unfold"),
+        *("split_with_sizes", "unbind"),
+    )
+)
 
 
 def _contains(value: Any, kind: Any) -> bool:
@@ -384,8 +436,11 @@ def _raw(value: Any) -> Any:
     if isinstance(value, Constant):
         return value.raw
     if isinstance(value, tuple | list):
-        return type(value)(map(_raw, value))
+        return rebuild(value, map(_raw, value))
     return {key: _raw(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
 
 
 def _is_in_place(node: Any, root: Any) -> bool:
@@ -393,7 +448,7 @@ def _is_in_place(node: Any, root: Any) -> bool:
         return bool(getattr(root.get_submodule(node.target), "inplace", False))
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     changes_itself = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul)
+    in_place_operator = node.target in _IN_PLACE
     return bool(node.kwargs.get("inplace", False)) or changes_itself or in_place_operator
 
 
@@ -522,7 +577,9 @@ def _import(
         if isinstance(value, dict):
             return {key: arrange(part) for key, part in value.items()}
         if isinstance(value, tuple | list):
-            return type(value)(map(arrange, value))
+            return (
+                tuple(map(arrange, value)) if isinstance(value, tuple) else [*map(arrange, value)]
+            )
         if value is None:
             return None
         raise UnsupportedError(f"returning {value!r}, which is not a tensor")

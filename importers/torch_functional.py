@@ -7,7 +7,7 @@ from typing import Any
 
 from refquant.importers.builder import Rule
 from refquant.importers.rules import Ints, TorchBuilder, evaluation_only, ints, only, repeat
-from refquant.importers.torch_tensors import cast
+from refquant.importers.torch_tensors import cast, chunk
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Value
 from refquant.ir.types import DType
@@ -36,6 +36,72 @@ def leaky_relu(
 ) -> Value:
     """``F.leaky_relu``."""
     return b.emit("aten::leaky_relu", input, negative_slope=negative_slope)
+
+
+def celu(b: TorchBuilder, input: Value, alpha: float = 1.0, inplace: bool = False) -> Value:
+    """``F.celu``."""
+    return b.emit("aten::celu", input, alpha=alpha)
+
+
+def selu(b: TorchBuilder, input: Value, inplace: bool = False) -> Value:
+    """``F.selu``: an elu with the two constants of its paper."""
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    return b.emit("aten::elu", input, alpha=alpha, scale=scale, input_scale=1.0)
+
+
+def rrelu(
+    b: TorchBuilder,
+    input: Value,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Value:
+    """``F.rrelu`` in evaluation: a leaky relu with the mean slope."""
+    evaluation_only(training, "rrelu")
+    return b.emit("aten::leaky_relu", input, negative_slope=(lower + upper) / 2)
+
+
+def softplus(b: TorchBuilder, input: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
+    """``F.softplus``."""
+    return b.emit("aten::softplus", input, beta=beta, threshold=threshold)
+
+
+def softsign(b: TorchBuilder, input: Value) -> Value:
+    """``F.softsign``: x / (1 + |x|)."""
+    size = b.emit("aten::add.Scalar", b.emit("aten::abs", input), other=1)
+    return b.emit("aten::div", input, size)
+
+
+def tanhshrink(b: TorchBuilder, input: Value) -> Value:
+    """``F.tanhshrink``: x minus its hyperbolic tangent."""
+    return b.emit("aten::sub", input, b.emit("aten::tanh", input))
+
+
+def softmin(
+    b: TorchBuilder,
+    input: Value,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: DType | None = None,
+) -> Value:
+    """``F.softmin``: the softmax of -x."""
+    return softmax(b, b.emit("aten::neg", input), dim, dtype=dtype)
+
+
+def shrink(op: str) -> Rule:
+    """Return the rule of ``F.hardshrink`` or ``F.softshrink``."""
+
+    def rule(b: TorchBuilder, input: Value, lambd: float = 0.5) -> Value:
+        return b.emit(op, input, lambd=lambd)
+
+    return rule
+
+
+def glu(b: TorchBuilder, input: Value, dim: int = -1) -> Value:
+    """``F.glu``: one half times the logistic function of the other."""
+    first, second = chunk(b, input, 2, dim)
+    return b.emit("aten::mul", first, b.emit("aten::sigmoid", second))
 
 
 def gelu(b: TorchBuilder, input: Value, approximate: str = "none") -> Value:
@@ -398,6 +464,63 @@ def adaptive_avg_pool(rank: int) -> Rule:
         return b.emit(f"aten::adaptive_avg_pool{rank}d", input, output_size=size)
 
     return rule
+
+
+def adaptive_max_pool(rank: int) -> Rule:
+    """Return the rule of ``F.adaptive_max_pool1d``, ``2d`` or ``3d``."""
+
+    def rule(
+        b: TorchBuilder, input: Value, output_size: Any, return_indices: bool = False
+    ) -> Value:
+        only(not return_indices, "adaptive_max_pool with return_indices")
+        spatial = input.type.shape[-rank:]
+        wanted = repeat(output_size, rank)
+        size = tuple(
+            given if want is None else want for want, given in zip(wanted, spatial, strict=True)
+        )
+        return b.emit(f"aten::adaptive_max_pool{rank}d", input, output_size=size)
+
+    return rule
+
+
+def unfold(
+    b: TorchBuilder,
+    input: Value,
+    kernel_size: Ints,
+    dilation: Ints = 1,
+    padding: Ints = 0,
+    stride: Ints = 1,
+) -> Value:
+    """``F.unfold``."""
+    geometry = {"kernel_size": kernel_size, "dilation": dilation, "padding": padding}
+    pairs = {name: repeat(value, 2) for name, value in (geometry | {"stride": stride}).items()}
+    return b.emit("aten::im2col", input, **pairs)
+
+
+def local_response_norm(
+    b: TorchBuilder,
+    input: Value,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+) -> Value:
+    """``F.local_response_norm``: divide by a power of the mean square of near channels."""
+    n, channels, *spatial = input.type.shape
+    squares = b.emit("aten::unsqueeze", b.emit("aten::mul", input, input), dim=1)
+    rank = len(spatial)
+    if rank > 1:
+        squares = b.emit("aten::view", squares, size=(n, 1, channels, spatial[0], -1))
+    around = (*(0,) * (2 if rank == 1 else 4), size // 2, (size - 1) // 2)
+    squares = b.emit("aten::pad", squares, pad=around, mode="constant", value=0.0)
+    flat = 1 if rank == 1 else 2
+    mean = avg_pool(flat + 1)(b, squares, (size, *(1,) * flat), 1)
+    if rank > 1:
+        mean = b.emit("aten::view", mean, size=(n, 1, channels, *spatial))
+    mean = b.emit("aten::squeeze", mean, dim=1)
+    mean = b.emit("aten::mul.Scalar", mean, other=alpha)
+    mean = b.emit("aten::add.Scalar", mean, other=k)
+    return b.emit("aten::div", input, b.emit("aten::pow.Tensor_Scalar", mean, exponent=beta))
 
 
 def lp_pool(rank: int) -> Rule:

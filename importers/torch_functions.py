@@ -11,12 +11,13 @@ from refquant.importers import torch_quantized as q
 from refquant.importers import torch_tensors as t
 from refquant.importers.builder import Rule
 from refquant.importers.rules import unary
-from refquant.ir.types import float32
+from refquant.ir.types import DTYPES
 
 _UNARY = (
     *("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "neg", "abs"),
     *("exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "sin", "cos", "erf", "floor"),
-    *("ceil", "round", "sign", "logical_not", "clone"),
+    *("ceil", "round", "sign", "trunc", "log1p", "expm1", "logical_not", "clone"),
+    "mish",
 )
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 
@@ -64,9 +65,23 @@ COMMON: dict[str, Rule] = {
     "amin": t.reduce("aten::amin"),
     "argmax": t.argument("aten::argmax"),
     "argmin": t.argument("aten::argmin"),
-    "max": t.extreme("aten::amax", "aten::maximum"),
-    "min": t.extreme("aten::amin", "aten::minimum"),
+    "max": t.extreme("aten::amax", "aten::maximum", "aten::max.dim"),
+    "min": t.extreme("aten::amin", "aten::minimum", "aten::min.dim"),
     "var": t.variance,
+    "std": t.deviation,
+    "addmm": t.addmm,
+    "baddbmm": t.addmm,
+    **{f"logical_{name}": t.logical(name) for name in ("and", "or", "xor")},
+    **{f"bitwise_{name}": t.bitwise(name) for name in ("and", "or", "xor")},
+    "movedim": t.movedim,
+    "moveaxis": t.movedim,
+    "tile": t.tile,
+    "repeat_interleave": t.repeat_interleave,
+    "bitwise_not": t.invert,
+    "ravel": t.flatten,
+    "swapdims": t.transpose,
+    "negative": unary("aten::neg"),
+    "absolute": unary("aten::abs"),
     "norm": t.norm,
     "topk": t.topk,
     "cumsum": t.cumsum,
@@ -85,6 +100,12 @@ COMMON: dict[str, Rule] = {
     "triu": lambda b, input, diagonal=0: b.emit("aten::triu", input, diagonal=diagonal),
 }
 
+_CASTS = {
+    **{"float": "float32", "double": "float64", "half": "float16", "bfloat16": "bfloat16"},
+    **{"int": "int32", "long": "int64", "short": "int16", "char": "int8", "byte": "uint8"},
+    "bool": "bool",
+}
+
 METHODS: dict[str, Rule] = {
     **COMMON,
     "view": t.view,
@@ -93,12 +114,19 @@ METHODS: dict[str, Rule] = {
     "expand": t.expand,
     "expand_as": t.expand_as,
     "repeat": t.repeat_tensor,
+    "unfold": t.unfold,
+    "new_zeros": t.new_filled(0),
+    "new_ones": t.new_filled(1),
+    "new_full": t.new_full,
+    "nelement": t.numel,
     "contiguous": t.contiguous,
     "size": t.size,
     "dim": lambda b, input: input.type.rank,
     "ndimension": lambda b, input: input.type.rank,
     "to": t.to,
-    "float": lambda b, input: t.cast(b, input, float32),
+    **{name: t.cast_to(DTYPES[dtype]) for name, dtype in _CASTS.items()},
+    "type": t.to,
+    "broadcast_to": t.expand,
     "type_as": lambda b, input, other: t.cast(b, input, other.type.dtype),
     "cpu": t.identity,
     "requires_grad_": t.identity,
@@ -112,7 +140,25 @@ _FUNCTIONS: dict[str, Rule] = {
     "concat": t.cat,
     "concatenate": t.cat,
     "stack": t.stack,
+    "broadcast_to": t.expand,
     "einsum": f.einsum,
+    "zeros_like": t.filled_like(0),
+    "ones_like": t.filled_like(1),
+    "full_like": t.full_like,
+    "unfold": f.unfold,
+    "local_response_norm": f.local_response_norm,
+    **{f"adaptive_max_pool{rank}d": f.adaptive_max_pool(rank) for rank in (1, 2, 3)},
+    "celu": f.celu,
+    "selu": f.selu,
+    "rrelu": f.rrelu,
+    "glu": f.glu,
+    "softplus": f.softplus,
+    "softsign": f.softsign,
+    "tanhshrink": f.tanhshrink,
+    "softmin": f.softmin,
+    "hardshrink": f.shrink("aten::hardshrink"),
+    "softshrink": f.shrink("aten::softshrink"),
+    "logsigmoid": unary("aten::log_sigmoid"),
     "rsub": lambda b, input, other: t.binary("aten::sub", "aten::rsub.Scalar")(b, other, input),
     "_assert": t.check,
     "pixel_shuffle": t.attribute_op("aten::pixel_shuffle", "upscale_factor"),
@@ -158,8 +204,13 @@ _OPERATORS: dict[str, Rule] = {
     "mod": t.binary("aten::remainder"),
     "pow": t.power,
     "getitem": t.getitem,
+    **{f"{name}_": t.bitwise(name) for name in ("and", "or")},
+    "xor": t.bitwise("xor"),
+    "invert": t.invert,
+    "pos": t.identity,
     **{f"i{name}": COMMON[name] for name in ("add", "sub", "mul")},
     "itruediv": t.div,
+    "ipow": t.power,
 }
 
 FUNCTIONS: dict[str, Rule] = {

@@ -235,6 +235,19 @@ _ACTIVATION: dict[str, Rule] = {
     "GELU": call(f.gelu, "approximate"),
     "Softmax": call(f.softmax, "dim"),
     "LogSoftmax": call(f.log_softmax, "dim"),
+    "CELU": call(f.celu, "alpha"),
+    "SELU": call(f.selu),
+    "RReLU": call(f.rrelu, "lower", "upper", "training"),
+    "GLU": call(f.glu, "dim"),
+    "Mish": call(COMMON["mish"]),
+    "Softplus": call(f.softplus, "beta", "threshold"),
+    "Softsign": call(f.softsign),
+    "Softmin": call(f.softmin, "dim"),
+    "Softmax2d": lambda b, module, input: f.softmax(b, input, -3),
+    "Tanhshrink": call(f.tanhshrink),
+    "Hardshrink": call(FUNCTIONS["torch.nn.functional.hardshrink"], "lambd"),
+    "Softshrink": call(FUNCTIONS["torch.nn.functional.softshrink"], "lambd"),
+    "LogSigmoid": call(FUNCTIONS["torch.nn.functional.logsigmoid"]),
     "Threshold": call(f.threshold, "threshold", "value"),
     "PReLU": prelu,
     "MultiheadAttention": multihead_attention,
@@ -270,6 +283,14 @@ _FLOAT: dict[str, Rule] = {
         f"pooling.AdaptiveAvgPool{r}d": call(f.adaptive_avg_pool(r), "output_size") for r in _RANKS
     },
     **{
+        f"pooling.AdaptiveMaxPool{r}d": call(
+            f.adaptive_max_pool(r), "output_size", "return_indices"
+        )
+        for r in _RANKS
+    },
+    "fold.Unfold": call(f.unfold, "kernel_size", "dilation", "padding", "stride"),
+    "normalization.LocalResponseNorm": call(f.local_response_norm, "size", "alpha", "beta", "k"),
+    **{
         f"pooling.LPPool{r}d": call(
             f.lp_pool(r), "norm_type", "kernel_size", "stride", "ceil_mode"
         )
@@ -277,6 +298,7 @@ _FLOAT: dict[str, Rule] = {
     },
     **{f"dropout.Dropout{r}": dropout for r in ("", "1d", "2d", "3d")},
     "dropout.AlphaDropout": dropout,
+    "dropout.FeatureAlphaDropout": dropout,
     **_in("flatten", {"Flatten": flatten, "Unflatten": unflatten}),
     "pixelshuffle.PixelShuffle": call(FUNCTIONS["torch.pixel_shuffle"], value="upscale_factor"),
     "pixelshuffle.PixelUnshuffle": call(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from refquant.importers.builder import Rule
 from refquant.importers.rules import Ints, TorchBuilder, ints, is_tensor, only, repeat
@@ -51,9 +53,15 @@ def power(b: TorchBuilder, input: Any, exponent: Any) -> Value:
 
 
 def clamp(b: TorchBuilder, input: Value, min: Any = None, max: Any = None) -> Value:
-    """``torch.clamp``; bounds are numbers."""
-    only(not is_tensor(min) and not is_tensor(max), "clamp with tensor bounds")
-    return b.emit("aten::clamp", input, min=min, max=max)
+    """``torch.clamp``; bounds are numbers or tensors."""
+    if is_tensor(min):
+        input, min = b.emit("aten::maximum", input, min), None
+    if is_tensor(max):
+        upper, max = max, None
+        if min is not None:
+            input, min = b.emit("aten::clamp", input, min=min, max=None), None
+        return b.emit("aten::minimum", input, upper)
+    return input if min is max is None else b.emit("aten::clamp", input, min=min, max=max)
 
 
 # ---- shapes
@@ -160,6 +168,11 @@ def cast(b: TorchBuilder, input: Value, dtype: DType) -> Value:
     return b.emit("aten::to", input, dtype=dtype)
 
 
+def cast_to(dtype: DType) -> Rule:
+    """Return the rule of ``x.float()`` and its relatives."""
+    return lambda b, input, **options: cast(b, input, dtype)
+
+
 def to(b: TorchBuilder, input: Value, *args: Any, dtype: Any = None, **options: Any) -> Value:
     """``x.to(...)``: a dtype, another tensor's dtype, or a device (nothing to do)."""
     for arg in (*args, dtype):
@@ -221,7 +234,7 @@ def getitem(b: TorchBuilder, input: Any, index: Any) -> Any:
     """``x[index]``: select, slice, unsqueeze and index, applied from the left."""
     if not is_tensor(input):
         return input[index]
-    index = tuple(index) if isinstance(index, tuple | list) else (index,)
+    index = index if isinstance(index, tuple) else (index,)
     used = sum(1 for part in index if part is not None and part is not Ellipsis)
     result, dim = input, 0
     tensors: dict[int, Value] = {}
@@ -241,6 +254,9 @@ def getitem(b: TorchBuilder, input: Any, index: Any) -> Any:
         elif is_tensor(part):
             tensors[dim] = part
             dim += 1
+        elif isinstance(part, list) and all(isinstance(i, int) for i in part):
+            tensors[dim] = b.parameter("indices", np.asarray(part, np.int64))
+            dim += 1
         elif isinstance(part, int):
             result = b.emit("aten::select", result, dim=dim, index=part)
         else:
@@ -253,10 +269,14 @@ def getitem(b: TorchBuilder, input: Any, index: Any) -> Any:
 
 def get_attribute(b: TorchBuilder, input: Any, name: str) -> Any:
     """``getattr(x, name)``."""
+    if isinstance(input, Found) and name in ("values", "indices"):
+        return getattr(input, name)
     if name in ("shape", "dtype"):
         return getattr(input.type, name)
-    if name in ("T", "mT"):
+    if name in ("mT", "mH"):
         return matrix_transpose(b, input)
+    if name in ("T", "H"):
+        return b.emit("aten::permute", input, dims=tuple(range(input.type.rank))[::-1])
     if name == "ndim":
         return input.type.rank
     if name in ("device", "requires_grad", "is_cuda", "is_quantized"):
@@ -309,14 +329,28 @@ def argument(op: str) -> Rule:
     return rule
 
 
-def extreme(over: str, pair: str) -> Rule:
-    """Return the rule of ``x.max(...)`` or ``x.min(...)``: of everything, or of two tensors."""
+class Found(NamedTuple):
+    """What ``x.max(dim)`` and ``x.topk(k)`` return."""
 
-    def rule(b: TorchBuilder, input: Value, *args: Any, **options: Any) -> Any:
-        if args and is_tensor(args[0]):
-            return b.emit(pair, input, args[0])
-        only(not args and not options, "max or min over one dim with indices")
-        return b.emit(over, input, dim=_dims(input, None), keepdim=False)
+    values: Value
+    indices: Value
+
+
+def extreme(over: str, pair: str, along: str) -> Rule:
+    """Return the rule of ``x.max(...)`` or ``x.min(...)``.
+
+    Of everything, of two tensors, or along one dimension.
+    """
+
+    def rule(
+        b: TorchBuilder, input: Value, dim: Any = None, keepdim: bool = False, *, other: Any = None
+    ) -> Any:
+        other = dim if is_tensor(dim) else other
+        if is_tensor(other):
+            return b.emit(pair, input, other)
+        if dim is None:
+            return b.emit(over, input, dim=_dims(input, None), keepdim=False)
+        return Found(*b.emit_all(along, input, dim=dim, keepdim=keepdim))
 
     return rule
 
@@ -340,6 +374,11 @@ def variance(
     )
 
 
+def deviation(b: TorchBuilder, input: Value, *args: Any, **options: Any) -> Value:
+    """``torch.std``: the root of the variance."""
+    return b.emit("aten::sqrt", variance(b, input, *args, **options))
+
+
 def norm(
     b: TorchBuilder,
     input: Value,
@@ -359,7 +398,7 @@ def topk(
     b: TorchBuilder, input: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Any:
     """``torch.topk``."""
-    return b.emit_all("aten::topk", input, k=k, dim=dim, largest=largest, sorted=sorted)
+    return Found(*b.emit_all("aten::topk", input, k=k, dim=dim, largest=largest, sorted=sorted))
 
 
 def cumsum(b: TorchBuilder, input: Value, dim: int) -> Value:
@@ -372,9 +411,14 @@ def masked_fill(b: TorchBuilder, input: Value, mask: Value, value: Any) -> Value
     return b.emit("aten::masked_fill.Scalar", input, mask, value=value)
 
 
-def where(b: TorchBuilder, condition: Value, input: Value, other: Value) -> Value:
-    """``torch.where`` of three tensors."""
-    return b.emit("aten::where", condition, input, other)
+def where(b: TorchBuilder, condition: Value, input: Any, other: Any) -> Value:
+    """``torch.where``; a number becomes a tensor without dimensions."""
+    tensor = next((x for x in (input, other) if is_tensor(x)), None)
+    kind = np.dtype(np.float32) if tensor is None else tensor.type.dtype.storage
+    operands = [
+        x if is_tensor(x) else b.parameter("constant", np.asarray(x, kind)) for x in (input, other)
+    ]
+    return b.emit("aten::where", condition, *operands)
 
 
 def index_select(b: TorchBuilder, input: Value, dim: int, index: Value) -> Value:
@@ -385,6 +429,116 @@ def index_select(b: TorchBuilder, input: Value, dim: int, index: Value) -> Value
 def gather(b: TorchBuilder, input: Value, dim: int, index: Value) -> Value:
     """``torch.gather``."""
     return b.emit("aten::gather", input, index, dim=dim)
+
+
+def addmm(
+    b: TorchBuilder, input: Value, mat1: Value, mat2: Value, *, beta: Any = 1, alpha: Any = 1
+) -> Value:
+    """``torch.addmm`` and ``torch.baddbmm``."""
+    product = b.emit("aten::matmul", mat1, mat2)
+    if alpha != 1:
+        product = b.emit("aten::mul.Scalar", product, other=alpha)
+    if beta != 1:
+        input = b.emit("aten::mul.Scalar", input, other=beta)
+    return b.emit("aten::add", input, product)
+
+
+def new_full(
+    b: TorchBuilder,
+    input: Value,
+    size: Any,
+    fill_value: Any,
+    *,
+    dtype: DType | None = None,
+    **options: Any,
+) -> Value:
+    """``x.new_full``."""
+    return b.emit("aten::new_full", input, size=ints((size,)), fill_value=fill_value, dtype=dtype)
+
+
+def new_filled(fill_value: Any) -> Rule:
+    """Return the rule of ``x.new_zeros`` or ``x.new_ones``."""
+
+    def rule(b: TorchBuilder, input: Value, *size: Any, **options: Any) -> Value:
+        return new_full(b, input, ints(size), fill_value, dtype=options.get("dtype"))
+
+    return rule
+
+
+def filled_like(fill_value: Any) -> Rule:
+    """Return the rule of ``torch.zeros_like`` or ``torch.ones_like``."""
+
+    def rule(b: TorchBuilder, input: Value, **options: Any) -> Value:
+        return new_full(b, input, input.type.shape, fill_value, dtype=options.get("dtype"))
+
+    return rule
+
+
+def full_like(b: TorchBuilder, input: Value, fill_value: Any, **options: Any) -> Value:
+    """``torch.full_like``."""
+    return new_full(b, input, input.type.shape, fill_value, dtype=options.get("dtype"))
+
+
+def logical(name: str) -> Rule:
+    """Return the rule of ``torch.logical_and`` and its relatives."""
+
+    def rule(b: TorchBuilder, input: Value, other: Value) -> Value:
+        return b.emit(f"aten::logical_{name}", input, other)
+
+    return rule
+
+
+def bitwise(name: str) -> Rule:
+    """Return the rule of ``&``, ``|`` or ``^`` of two bool tensors."""
+
+    def rule(b: TorchBuilder, input: Value, other: Value) -> Value:
+        kinds = {x.type.dtype.name for x in (input, other)}
+        only(kinds == {"bool"}, f"bitwise {name} of {' and '.join(sorted(kinds))}")
+        return b.emit(f"aten::logical_{name}", input, other)
+
+    return rule
+
+
+def invert(b: TorchBuilder, input: Value) -> Value:
+    """``~x`` of a bool tensor."""
+    only(input.type.dtype.name == "bool", f"bitwise not of {input.type.dtype}")
+    return b.emit("aten::logical_not", input)
+
+
+def movedim(b: TorchBuilder, input: Value, source: Ints, destination: Ints) -> Value:
+    """``torch.movedim``."""
+    rank = input.type.rank
+    sources = [d % rank for d in repeat(source, 1)]
+    targets = [d % rank for d in repeat(destination, 1)]
+    dims = [d for d in range(rank) if d not in sources]
+    for place, dim in sorted(zip(targets, sources, strict=True)):
+        dims.insert(place, dim)
+    return b.emit("aten::permute", input, dims=tuple(dims))
+
+
+def repeat_interleave(
+    b: TorchBuilder, input: Value, repeats: int, dim: int | None = None, **options: Any
+) -> Value:
+    """``torch.repeat_interleave`` with one count for all."""
+    only(isinstance(repeats, int), "repeat_interleave with a tensor of counts")
+    if dim is None:
+        input, dim = flatten(b, input), 0
+    length = input.type.shape[dim]
+    if not isinstance(length, int):
+        raise UnsupportedError(f"repeat_interleave along the symbolic length {length}")
+    index = b.parameter("indices", np.repeat(np.arange(length), repeats))
+    return b.emit("aten::index_select", input, index, dim=dim)
+
+
+def tile(b: TorchBuilder, input: Value, *dims: Any) -> Value:
+    """``torch.tile``: a repeat that may name fewer dimensions."""
+    given = ints(dims)
+    return b.emit("aten::repeat", input, repeats=(1,) * (input.type.rank - len(given)) + given)
+
+
+def unfold(b: TorchBuilder, input: Value, dimension: int, size: int, step: int) -> Value:
+    """``x.unfold(dimension, size, step)``."""
+    return b.emit("aten::unfold", input, dimension=dimension, size=size, step=step)
 
 
 def attribute_op(op: str, name: str) -> Rule:

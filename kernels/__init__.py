@@ -7,11 +7,11 @@ _BINARY = ("add", "sub", "mul", "div", "floor_divide", "remainder")
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _UNARY = (
     *("neg", "abs", "sign", "square", "floor", "ceil", "round", "reciprocal", "rsqrt", "sqrt"),
-    *("exp", "log", "sin", "cos", "erf", "logical_not"),
+    *("exp", "log", "log1p", "expm1", "sin", "cos", "erf", "trunc", "logical_not"),
 )
 _REDUCTIONS = (
     *("sum", "amax", "amin", "argmax", "argmin", "var", "linalg_vector_norm", "cumsum", "topk"),
-    "log_softmax",
+    *("log_softmax", "max.dim", "min.dim"),
 )
 _DECOMPOSED = (
     *("quantize_per_tensor", "quantize_per_tensor.tensor", "quantize_per_channel"),
@@ -38,6 +38,10 @@ OPS.declare(
         ),
         "linear": ("aten::linear",),
         "matmul": ("aten::bmm", "aten::einsum", "aten::matmul"),
+        "adaptive_max_pool": (
+            "aten::adaptive_max_pool1d",
+            *("aten::adaptive_max_pool2d", "aten::adaptive_max_pool3d"),
+        ),
         "adaptive_avg_pool": (
             "aten::adaptive_avg_pool1d",
             *("aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d"),
@@ -50,7 +54,8 @@ OPS.declare(
         "cast": ("aten::to",),
         "comparison": tuple(
             f"aten::{name}{form}" for name in _COMPARISONS for form in ("", ".Scalar")
-        ),
+        )
+        + tuple(f"aten::logical_{name}" for name in ("and", "or", "xor")),
         "unary": tuple(f"aten::{name}" for name in _UNARY),
         "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
         "batch_norm": (
@@ -105,6 +110,10 @@ OPS.declare(
         "select": ("aten::select", "aten::slice", "aten::split_with_sizes", "aten::unbind"),
         "sigmoid": ("aten::sigmoid", "quantized::sigmoid"),
         "silu": ("aten::silu",),
+        "new_full": ("aten::new_full",),
+        "shrink": ("aten::hardshrink", "aten::softshrink"),
+        "softplus": ("aten::softplus", "aten::log_sigmoid", "aten::mish"),
+        "unfold": ("aten::unfold", "aten::im2col"),
         "softmax": ("quantized::softmax", "aten::softmax"),
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),
         "tanh": ("aten::tanh",),

@@ -68,6 +68,18 @@ class Formula(NamedTuple):
         """Return the function of the vector loop."""
         return self.body if target.fused_multiply_add else self.plain
 
+    @classmethod
+    def everywhere(
+        cls,
+        function: Function,
+        *,
+        fused_input: bool = True,
+        made_dense: bool = False,
+        all_tail: frozenset[tuple[Engine, DType]] = frozenset(),
+    ) -> Formula:
+        """Return the record of a function that is the same in all three forms."""
+        return cls(function, function, function, fused_input, made_dense, all_tail)
+
 
 def _operand(x: QTensor, formula: Formula) -> Array:
     return suggested(x.int_repr) if formula.made_dense else x.int_repr
@@ -105,12 +117,13 @@ def apply(x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Ta
 def apply_float(x: F32, formula: Formula, target: Target) -> F32:
     """Evaluate a formula on a float32 array, in plain NumPy."""
     out = empty_sorted(x.shape, [x], np.float32)
-    if not target.fused_multiply_add:
-        out[...] = formula.plain(x)
-        return out
-    mask = body_mask(out, [x], target, float_width(target))
-    out[mask] = formula.body(x[mask])
-    out[~mask] = formula.tail(x[~mask])
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not target.fused_multiply_add:
+            out[...] = formula.plain(x)
+            return out
+        mask = body_mask(out, [x], target, float_width(target))
+        out[mask] = formula.body(x[mask])
+        out[~mask] = formula.tail(x[~mask])
     return out
 
 
@@ -210,7 +223,8 @@ def apply_compiled(
 
 def _pair(qparams: QParams) -> tuple[float, int]:
     scale, zero_point = qparams.scale, qparams.zero_point
-    assert isinstance(scale, float) and isinstance(zero_point, int)
+    assert isinstance(scale, float)
+    assert isinstance(zero_point, int)
     return scale, zero_point
 
 

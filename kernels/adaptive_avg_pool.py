@@ -67,7 +67,7 @@ def _adaptive(
         y: Any = _adaptive(image, 2, (1, *sizes), target, averaged, mean)
         if isinstance(y, QTensor):
             return y.with_int_repr(y.int_repr[..., 0, :])
-        return y[..., 0, :]
+        return np.asarray(y[..., 0, :])
     windows = [adaptive(n, size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
     divisor = divisors(windows, count_padding=False)
     to_one = set(sizes) == {1}
@@ -75,7 +75,8 @@ def _adaptive(
     if isinstance(x, QTensor):
         if rank == 3 and to_one:
             q = mean(x, dims, True, target=target)
-            return q.with_int_repr(_restrided(q.int_repr, x.int_repr))
+            restored: QTensor = q.with_int_repr(_restrided(q.int_repr, x.int_repr))
+            return restored
         return x.with_int_repr(averaged(x, windows, divisor, _rule(x, rank, target)))
     if to_one:
         return _restrided(mean_float(x, tuple(range(x.ndim - rank, x.ndim)), target), x)
@@ -103,7 +104,8 @@ def _average_float(x: F32, windows: list[Windows]) -> F32:
     in_body = np.arange(x.shape[-rank - 1]) < _body_channels(x, rank)
     for position in np.ndindex(*lengths):
         bounds = [(int(w.start[i]), int(w.end[i])) for w, i in zip(windows, position, strict=True)]
-        window = x[(..., *(slice(a, b) for a, b in bounds))]
+        where: tuple[Any, ...] = (..., *(slice(a, b) for a, b in bounds))
+        window = x[where]
         flat = window.reshape(*x.shape[: x.ndim - rank], -1)
         value = np.add.accumulate(flat, axis=-1, dtype=np.float32)[..., -1]
         in_turn, at_once = value, value / np.float32(flat.shape[-1])
@@ -115,7 +117,7 @@ def _average_float(x: F32, windows: list[Windows]) -> F32:
 
 def _body_channels(x: F32, rank: int) -> int:
     if rank == 2 and is_channels_last(x):
-        return x.shape[1] // CHANNELS_PER_STEP * CHANNELS_PER_STEP
+        return int(x.shape[1] // CHANNELS_PER_STEP * CHANNELS_PER_STEP)
     return 0
 
 
@@ -252,9 +254,11 @@ OPS = (
         reference_1d,
         (
             Case(
-                *("overlap", (_u8([[1, 2, 9]]),)),
+                "overlap",
+                (_u8([[1, 2, 9]]),),
                 {"output_size": [2]},
-                *([[2, 6]], "windows 0..1 and 1..2 share an element; 1.5 and 5.5 are ties"),
+                [[2, 6]],
+                "windows 0..1 and 1..2 share an element; 1.5 and 5.5 are ties",
             ),
         ),
     ),
@@ -263,25 +267,32 @@ OPS = (
         reference_2d,
         (
             Case(
-                *("one_pixel", (_u8([[[[8, 7]]]]),)),
+                "one_pixel",
+                (_u8([[[[8, 7]]]]),),
                 {"output_size": [1, 1]},
-                *([[[[8]]]], "rint(15 / 2)"),
+                [[[[8]]]],
+                "rint(15 / 2)",
             ),
             Case(
-                *("channels_last", (_u8(0).with_int_repr(_TIES),)),
+                "channels_last",
+                (_u8(0).with_int_repr(_TIES),),
                 {"output_size": [1, 1]},
                 np.reshape([8, 8], (1, 2, 1, 1)),
                 "rint(1 / 2 + 7)",
             ),
             Case(
-                *("scrambled", (_u8([[[[1]], [[5]]]]),)),
+                "scrambled",
+                (_u8([[[[1]], [[5]]]]),),
                 {"output_size": [1, 2]},
-                *([[[[1, 5]], [[1, 5]]]], "torch's defect on a 1 x 1 map: NHWC values in NCHW"),
+                [[[[1, 5]], [[1, 5]]]],
+                "torch's defect on a 1 x 1 map: NHWC values in NCHW",
             ),
             Case(
-                *("float", (np.array([[[1e8, 1, -1e8, 1]]], np.float32),)),
+                "float",
+                (np.array([[[1e8, 1, -1e8, 1]]], np.float32),),
                 {"output_size": [1, 1]},
-                *([[[0.25]]], "aten::mean: added in four columns, here one by one"),
+                [[[0.25]]],
+                "aten::mean: added in four columns, here one by one",
             ),
         ),
     ),
@@ -290,7 +301,8 @@ OPS = (
         reference_3d,
         (
             Case(
-                *("one_voxel", (_u8(np.reshape([8, 7], (1, 1, 1, 1, 2))),)),
+                "one_voxel",
+                (_u8(np.reshape([8, 7], (1, 1, 1, 1, 2))),),
                 {"output_size": [1, 1, 1]},
                 np.reshape([8], (1, 1, 1, 1, 1)),
                 "aten::mean, by way of its integer kernel",

@@ -1,4 +1,4 @@
-"""Averages of quantized values over windows: exact integer sums, rounded in one of three places."""
+"""Averages of quantized values over windows: exact sums, rounded in one of three places."""
 
 from __future__ import annotations
 

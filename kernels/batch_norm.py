@@ -35,7 +35,7 @@ PLAIN_WIDTH = 8
 def _inverse_deviation(var: F32, eps: float) -> F32:
     """Return ``1 / sqrt(var + eps)``; sum and root in float32, quotient in float64."""
     root = np.sqrt(var + np.float32(eps))
-    return (1.0 / root.astype(np.float64)).astype(np.float32)
+    return np.asarray(1.0 / root.astype(np.float64)).astype(np.float32)
 
 
 def _coefficients(
@@ -402,13 +402,13 @@ _OUTPUT = {"eps": 0.0, "output_scale": 1.0, "output_zero_point": 7}
 
 
 def _example(rank: int) -> QTensor:
-    values = np.reshape(np.uint8([1, 8]), (1, 2, *(1,) * (rank - 2)))
+    values = np.reshape(np.array([1, 8], np.uint8), (1, 2, *(1,) * (rank - 2)))
     return QTensor(values, 0.5, 4, None, quint8)
 
 
 def _op(name: str, *, relu: bool) -> Op:
     rank = RANKS[name][0]
-    operands = (_example(rank), _ONE, np.float32([0, 0.5]), _ZERO, _ONE)
+    operands = (_example(rank), _ONE, np.array([0, 0.5], np.float32), _ZERO, _ONE)
     expected = [7 if relu else 5, 9]
     return Op(
         name=f"quantized::{name}_relu" if relu else f"quantized::{name}",
@@ -438,7 +438,13 @@ OPS = (
         cases=(
             Case(
                 "exact",
-                (np.float32([[1, 3]]), None, _ONE, _ONE, np.float32([4, 0.25])),
+                (
+                    np.array([[1, 3]], np.float32),
+                    None,
+                    _ONE,
+                    _ONE,
+                    np.array([4, 0.25], np.float32),
+                ),
                 {
                     **{"training": False, "momentum": 0.1},
                     **{"eps": 0.0, "cudnn_enabled": False},

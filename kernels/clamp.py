@@ -40,7 +40,7 @@ def _bound(x: QTensor | Array, bound: float) -> Any:
     if not isinstance(x, QTensor):
         return np.float32(bound)
     with np.errstate(over="ignore"):
-        real = np.float32(bound)
+        real = np.asarray(bound, np.float32)
     return rounding.quantize_before(real, float(x.scale), int(x.zero_point), x.dtype)
 
 

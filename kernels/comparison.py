@@ -75,7 +75,43 @@ def _ops(
     )
 
 
+def _logical(name: str, function: Callable[[Array, Array], Any], expected: list[bool]) -> Op:
+    def reference(self: Array, other: Array) -> Array:
+        return elementwise(np.asarray(function(self != 0, other != 0)), self, other)
+
+    reference.__doc__ = f"""Return the logical {name} of two tensors, element by element.
+
+    Zero is false, everything else true, NaN too.
+
+    Parameters
+    ----------
+    self, other : tensors that broadcast
+        Not quantized.
+
+    Returns
+    -------
+    bool tensor
+
+    Raises
+    ------
+    VerifyError
+        If an operand is quantized or the shapes do not broadcast.
+    """
+    operands = np.array([0, 0, np.nan, 2], np.float32), np.array([0, 1, 0, 1], np.int64)
+    return Op(
+        name=f"aten::logical_{name}",
+        reference=reference,
+        infer=_infer(f"logical_{name}"),
+        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
+        cases=(Case("values", operands, {}, expected, "NaN is true"),),
+    )
+
+
 OPS = (
+    _logical("and", np.logical_and, [False, False, False, True]),
+    _logical("or", np.logical_or, [False, True, True, True]),
+    _logical("xor", np.logical_xor, [False, True, True, False]),
     *_ops("eq", "==", np.equal, [False, True, False]),
     *_ops("ne", "!=", np.not_equal, [True, False, True]),
     *_ops("lt", "<", np.less, [True, False, False]),

@@ -1,4 +1,4 @@
-"""``quantized_decomposed::*``: quantization on plain integer tensors, as exported graphs use it."""
+"""``quantized_decomposed::*``: quantization on plain integer tensors, as exported graphs do."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def infer_quantized(
 
 
 _SOURCE = ("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qdropout.cpp::quantized_dropout",)
-_X = QTensor(np.uint8([1, 2]), 0.5, 7, None, quint8)
+_X = QTensor(np.array([1, 2], np.uint8), 0.5, 7, None, quint8)
 
 OPS = (
     Op(

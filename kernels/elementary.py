@@ -86,13 +86,13 @@ def exp_sleef(d: F32) -> F32:
 # A double-float is the unevaluated sum of a pair (high, low).
 
 
-def _two_sum(x: F32, y: F32) -> Pair:
+def _two_sum(x: F32, y: F32 | np.float32) -> Pair:
     s = x + y
     v = s - x
     return s, (x - (s - v)) + (y - v)
 
 
-def _add(x: Pair, y: F32) -> Pair:
+def _add(x: Pair, y: F32 | np.float32) -> Pair:
     s, t = _two_sum(x[0], y)
     return s, t + x[1]
 
@@ -330,7 +330,7 @@ def _expm1_reduced(x: F32, c: F32, k: npt.NDArray[np.int32]) -> F32:
     """Return ``expm1(x + c) * 2**k`` with |x| <= ln 2 / 2, as fdlibm's last part does."""
     half = _f(0.5) * x
     square = x * half
-    r = EXPM1[0]
+    r: Any = EXPM1[0]
     for coefficient in EXPM1[1:]:
         r = coefficient + square * r
     r = _f(1) + square * r
@@ -356,7 +356,7 @@ def bits_of(patterns: npt.NDArray[Any]) -> F32:
     return np.asarray(patterns, np.int32).view(np.float32)
 
 
-def _raise(y: F32, k: npt.NDArray[np.int32]) -> F32:
+def _raise(y: npt.NDArray[Any], k: npt.NDArray[np.int32]) -> F32:
     """Add ``k`` to the exponent."""
     return bits_of(np.asarray(y, np.float32).view(np.int32) + (k << 23))
 

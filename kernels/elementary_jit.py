@@ -32,14 +32,14 @@ def _llvm_fma_64(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
 if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
 
     def fma_64(a: float, b: float, c: float) -> Any:
-        """``a * b + c`` with one rounding."""
+        """Return ``a * b + c`` with one rounding."""
         return elementary.fma_64(a, b, c)[()]
 
 else:
 
     @jit
     def fma_64(a: float, b: float, c: float) -> Any:
-        """``a * b + c`` with one rounding."""
+        """Return ``a * b + c`` with one rounding."""
         return _llvm_fma_64(a, b, c)
 
 
@@ -52,12 +52,12 @@ def _pattern(x: np.float32) -> Any:
 
 
 @jit
-def _value(pattern: int) -> Any:
+def _value(pattern: Any) -> Any:
     return np.int32(pattern).view(np.float32)
 
 
 @jit
-def _ldexp2(x: np.float32, q: int) -> Any:
+def _ldexp2(x: np.float32, q: Any) -> Any:
     half = q >> 1
     first = np.float32(x * _value((half + 127) << 23))
     return np.float32(first * _value((q - half + 127) << 23))
@@ -230,7 +230,7 @@ _Q5, _Q4, _Q3, _Q2, _Q1 = elementary.EXPM1
 
 
 @jit
-def _raised(y: np.float32, k: int) -> Any:
+def _raised(y: np.float32, k: Any) -> Any:
     return _value(np.int64(_pattern(y)) + (k << 23))
 
 

@@ -121,7 +121,7 @@ def reference_celu(
     >>> reference_celu(QTensor(np.uint8([0, 5, 9]), 1.0, 5), 0.1, 20, 2.0).int_repr
     array([ 2, 20, 60], dtype=uint8)
     """
-    return reference(*(self, output_scale, output_zero_point, alpha, 1.0, 1.0 / alpha, target))
+    return reference(self, output_scale, output_zero_point, alpha, 1.0, 1.0 / alpha, target)
 
 
 def reference_float(
@@ -250,7 +250,7 @@ def kernel_celu(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference_celu` by tables."""
-    return kernel(*(self, output_scale, output_zero_point, alpha, 1.0, 1.0 / alpha, target))
+    return kernel(self, output_scale, output_zero_point, alpha, 1.0, 1.0 / alpha, target)
 
 
 _SOURCE = (
@@ -273,8 +273,11 @@ OPS = (
         cases=(
             Case("default", (_X,), _OUTPUT, [10, 14, 20, 60], "-1 at -5, -0.63 at -1"),
             Case(
-                *("selu", (_X,), {**_OUTPUT, "alpha": 2.0, "scale": 3.0, "input_scale": 0.5}),
-                *([0, 0, 20, 140], "all three parameters"),
+                "selu",
+                (_X,),
+                {**_OUTPUT, "alpha": 2.0, "scale": 3.0, "input_scale": 0.5},
+                [0, 0, 20, 140],
+                "all three parameters",
             ),
         ),
     ),
@@ -294,8 +297,11 @@ OPS = (
         source=_SOURCE_FLOAT,
         cases=(
             Case(
-                *("float", (np.array([-np.inf, 0, 2, np.nan], np.float32),)),
-                *({"alpha": 0.5}, [-0.5, 0, 2, np.nan], "both ends and NaN"),
+                "float",
+                (np.array([-np.inf, 0, 2, np.nan], np.float32),),
+                {"alpha": 0.5},
+                [-0.5, 0, 2, np.nan],
+                "both ends and NaN",
             ),
         ),
     ),
@@ -307,8 +313,11 @@ OPS = (
         source=_SOURCE_FLOAT,
         cases=(
             Case(
-                *("float", (np.array([-np.inf, 0, 2], np.float32),)),
-                *({"alpha": 0.5}, [-0.5, 0, 2], "both ends"),
+                "float",
+                (np.array([-np.inf, 0, 2], np.float32),),
+                {"alpha": 0.5},
+                [-0.5, 0, 2],
+                "both ends",
             ),
         ),
     ),

@@ -25,7 +25,7 @@ CACHE_LINE = 32
 
 def _in_order(rows: F32) -> F32:
     """Add along the first axis one by one."""
-    return np.add.accumulate(rows, axis=0, dtype=np.float32)[-1]
+    return np.asarray(np.add.accumulate(rows, axis=0, dtype=np.float32)[-1])
 
 
 def cascade(rows: F32) -> F32:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-import math
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
@@ -204,7 +203,7 @@ def kernel(
     return apply_compiled(self, suggested_output(self), self.qparams, formula, target)
 
 
-_X = QTensor(np.uint8([0, 4, 5, 9]), 0.5, 5, None, quint8)
+_X = QTensor(np.array([0, 4, 5, 9], np.uint8), 0.5, 5, None, quint8)
 
 OPS = (
     Op(
@@ -220,7 +219,9 @@ OPS = (
         cases=(
             Case("none", (_X,), {}, [5, 5, 5, 9], "-0.154 at -0.5, 1.95 at 2"),
             Case("tanh", (_X,), {"approximate": "tanh"}, [5, 5, 5, 9], "the approximation"),
-            Case("float", (np.float32([0, 20, np.nan]),), {}, [0, 20, np.nan], "NaN stays"),
+            Case(
+                "float", (np.array([0, 20, np.nan], np.float32),), {}, [0, 20, np.nan], "NaN stays"
+            ),
         ),
     ),
 )

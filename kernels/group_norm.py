@@ -148,7 +148,7 @@ def reference(
         in_body = np.ones(channels, np.bool_)
     out = _empty_result(input)
     quantized = quantize_split(
-        *(y, in_body[:, np.newaxis], output_scale, output_zero_point, input.dtype, target)
+        y, in_body[:, np.newaxis], output_scale, output_zero_point, input.dtype, target
     )
     out[...] = quantized.reshape(input.shape)
     return QTensor(out, output_scale, output_zero_point, None, input.dtype)
@@ -189,7 +189,7 @@ def reference_instance(
             [ 8, 12]]], dtype=uint8)
     """
     return reference(
-        *(input, weight, bias, input.shape[1], eps, output_scale, output_zero_point, target)
+        input, weight, bias, input.shape[1], eps, output_scale, output_zero_point, target
     )
 
 
@@ -257,10 +257,19 @@ def reference_instance_float(
     if use_input_stats:
         y = reference_float(input, weight, bias, num_groups=input.shape[1], eps=eps)
         return np.ascontiguousarray(y)
-    assert running_mean is not None and running_var is not None
+    assert running_mean is not None
+    assert running_var is not None
     y = batch_norm(
-        *(np.ascontiguousarray(input), weight, bias, running_mean, running_var),
-        *(False, momentum, eps, cudnn_enabled, target),
+        np.ascontiguousarray(input),
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        False,
+        momentum,
+        eps,
+        cudnn_enabled,
+        target,
     )
     return np.ascontiguousarray(y)
 
@@ -490,9 +499,20 @@ def kernel(
     shift = np.zeros(channels, np.float32) if bias is None else np.ascontiguousarray(bias)
     counted = channels if many else channels // num_groups
     _fill(
-        *(contiguous, nhwc, zero_point, mean, r, gain, shift, counted, fused),
-        *(rounding.reciprocal(output_scale), output_zero_point, *input.dtype.limits),
-        *(body_rule(input.dtype, target), y),
+        contiguous,
+        nhwc,
+        zero_point,
+        mean,
+        r,
+        gain,
+        shift,
+        counted,
+        fused,
+        rounding.reciprocal(output_scale),
+        output_zero_point,
+        *input.dtype.limits,
+        body_rule(input.dtype, target),
+        y,
     )
     out = _empty_result(input)
     out[...] = y.reshape(x.shape)
@@ -510,13 +530,13 @@ def kernel_instance(
 ) -> QTensor:
     """Compute :func:`reference_instance` in two compiled passes."""
     return kernel(
-        *(input, weight, bias, input.shape[1], eps, output_scale, output_zero_point, target)
+        input, weight, bias, input.shape[1], eps, output_scale, output_zero_point, target
     )
 
 
-_X = QTensor(np.uint8([[[1, 3], [5, 9]]]), 0.5, 5, None, quint8)
+_X = QTensor(np.array([[[1, 3], [5, 9]]], np.uint8), 0.5, 5, None, quint8)
 _OUTPUT = {"eps": 1e-5, "output_scale": 0.5, "output_zero_point": 10}
-_AFFINE = (np.float32([2, 3]), np.float32([1, 0]))
+_AFFINE = (np.array([2, 3], np.float32), np.array([1, 0], np.float32))
 _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
     "::quantized_normalize_kernel",
@@ -536,12 +556,18 @@ OPS = (
         source=_SOURCE,
         cases=(
             Case(
-                *("one_group", (_X, None, None), {"num_groups": 1, **_OUTPUT}),
-                *([[[8, 9], [10, 13]]], "mean 4.5, deviation 2.96"),
+                "one_group",
+                (_X, None, None),
+                {"num_groups": 1, **_OUTPUT},
+                [[[8, 9], [10, 13]]],
+                "mean 4.5, deviation 2.96",
             ),
             Case(
-                *("affine", (_X, *_AFFINE), {"num_groups": 2, **_OUTPUT}),
-                *([[[8, 16], [4, 16]]], "weight and bias per channel"),
+                "affine",
+                (_X, *_AFFINE),
+                {"num_groups": 2, **_OUTPUT},
+                [[[8, 16], [4, 16]]],
+                "weight and bias per channel",
             ),
         ),
     ),
@@ -553,8 +579,11 @@ OPS = (
         source=_SOURCE,
         cases=(
             Case(
-                *("plain", (_X, None, None), _OUTPUT),
-                *([[[8, 12], [8, 12]]], "-1 and 1 in each channel"),
+                "plain",
+                (_X, None, None),
+                _OUTPUT,
+                [[[8, 12], [8, 12]]],
+                "-1 and 1 in each channel",
             ),
         ),
     ),
@@ -566,8 +595,11 @@ OPS = (
         source=_SOURCE_FLOAT,
         cases=(
             Case(
-                *("exact", (np.float32([[[1, 3], [5, 7]]]),)),
-                *({"num_groups": 2, "eps": 0.0}, [[[-1, 1], [-1, 1]]], "variance 1"),
+                "exact",
+                (np.array([[[1, 3], [5, 7]]], np.float32),),
+                {"num_groups": 2, "eps": 0.0},
+                [[[-1, 1], [-1, 1]]],
+                "variance 1",
             ),
         ),
     ),
@@ -580,7 +612,7 @@ OPS = (
         cases=(
             Case(
                 "exact",
-                (np.float32([[[1, 3], [5, 7]]]), None, None, None, None),
+                (np.array([[[1, 3], [5, 7]]], np.float32), None, None, None, None),
                 {
                     **{"use_input_stats": True, "momentum": 0.1},
                     **{"eps": 0.0, "cudnn_enabled": False},

@@ -29,7 +29,7 @@ OUTPUT = {
 def hardsigmoid(x: F32) -> F32:
     """Return ``clamp(x + 3, 0, 6) / 6``, two roundings."""
     three, six = np.float32(3), np.float32(6)
-    return np.minimum(np.maximum(x + three, np.float32(0)), six) / six
+    return np.asarray(np.minimum(np.maximum(x + three, np.float32(0)), six) / six)
 
 
 _ALL_TAIL = frozenset({(Engine.QNNPACK, quint8)})
@@ -87,7 +87,7 @@ def _fill(x: F32, y: F32) -> None:
         y[i] = np.float32(ramp / np.float32(6))
 
 
-COMPILED = Formula(*[filling(_fill)] * 3, all_tail=_ALL_TAIL)
+COMPILED = Formula.everywhere(filling(_fill), all_tail=_ALL_TAIL)
 
 
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
@@ -110,12 +110,18 @@ OPS = (
         ),
         cases=(
             Case(
-                *("quint8", (QTensor(np.array([0, 5, 8], np.uint8), 1.0, 5, None, quint8),)),
-                *({}, [0, 128, 255], "256 saturates"),
+                "quint8",
+                (QTensor(np.array([0, 5, 8], np.uint8), 1.0, 5, None, quint8),),
+                {},
+                [0, 128, 255],
+                "256 saturates",
             ),
             Case(
-                *("qint8", (QTensor(np.array([-3, 0, 3], np.int8), 1.0, 0, None, qint8),)),
-                *({}, [-128, 0, 127], "the zero point is -128"),
+                "qint8",
+                (QTensor(np.array([-3, 0, 3], np.int8), 1.0, 0, None, qint8),),
+                {},
+                [-128, 0, 127],
+                "the zero point is -128",
             ),
             Case(
                 "float",

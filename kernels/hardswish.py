@@ -30,7 +30,8 @@ F32 = npt.NDArray[np.float32]
 def hardswish(x: F32) -> F32:
     """Return ``(x * clamp(x + 3, 0, 6)) / 6``, three roundings."""
     three, six = np.float32(3), np.float32(6)
-    return x * np.minimum(np.maximum(x + three, np.float32(0)), six) / six
+    with np.errstate(invalid="ignore"):
+        return np.asarray(x * np.minimum(np.maximum(x + three, np.float32(0)), six) / six)
 
 
 _ALL_TAIL = frozenset({(Engine.QNNPACK, quint8)})
@@ -44,8 +45,8 @@ def reference(
 
     .. math:: y = x \cdot \min(\max(x + 3, 0), 6) / 6
 
-    Each step is rounded to float32. Values are dequantized and quantized as in
-    ``quantized::add``, with its vector body and scalar tail; qnnpack uses the rule of the tail
+    Each step is rounded to float32 (minus infinity gives NaN). Values are dequantized and
+    quantized as in ``quantized::add``, with its vector body and scalar tail; qnnpack uses the rule of the tail
     for every quint8 element.
 
     Parameters
@@ -107,7 +108,7 @@ def _fill(x: F32, y: F32) -> None:
         y[i] = np.float32(np.float32(x[i] * ramp) / np.float32(6))
 
 
-COMPILED = Formula(*[filling(_fill)] * 3, all_tail=_ALL_TAIL)
+COMPILED = Formula.everywhere(filling(_fill), all_tail=_ALL_TAIL)
 
 
 def kernel(

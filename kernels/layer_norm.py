@@ -235,15 +235,24 @@ def kernel(
     gain = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight).reshape(-1)
     shift = np.zeros(n, np.float32) if bias is None else np.ascontiguousarray(bias).reshape(-1)
     _fill(
-        *(x, np.float32(input.scale), int(input.zero_point), gain, shift, float(eps)),
-        *(target.fused_multiply_add, rounding.reciprocal(output_scale), output_zero_point),
-        *(*input.dtype.limits, body_rule(input.dtype, target), y),
+        x,
+        np.float32(input.scale),
+        int(input.zero_point),
+        gain,
+        shift,
+        float(eps),
+        target.fused_multiply_add,
+        rounding.reciprocal(output_scale),
+        output_zero_point,
+        *input.dtype.limits,
+        body_rule(input.dtype, target),
+        y,
     )
     result = y.reshape(input.shape)
     return QTensor(result, output_scale, output_zero_point, None, input.dtype)
 
 
-_X = QTensor(np.uint8([[1, 3], [7, 7]]), 0.5, 5, None, quint8)
+_X = QTensor(np.array([[1, 3], [7, 7]], np.uint8), 0.5, 5, None, quint8)
 _OUTPUT = {"eps": 1e-5, "output_scale": 0.5, "output_zero_point": 10}
 
 OPS = (
@@ -258,13 +267,18 @@ OPS = (
         ),
         cases=(
             Case(
-                *("plain", (_X, None, None), {"normalized_shape": [2], **_OUTPUT}),
-                *([[8, 12], [10, 10]], "-1 and 1; a constant row becomes 0"),
+                "plain",
+                (_X, None, None),
+                {"normalized_shape": [2], **_OUTPUT},
+                [[8, 12], [10, 10]],
+                "-1 and 1; a constant row becomes 0",
             ),
             Case(
-                *("affine", (_X, np.float32([2, 3]), np.float32([1, 0]))),
+                "affine",
+                (_X, np.array([2, 3], np.float32), np.array([1, 0], np.float32)),
                 {"normalized_shape": [2], **_OUTPUT},
-                *([[8, 16], [12, 10]], "2 * -1 + 1 and 3 * 1"),
+                [[8, 16], [12, 10]],
+                "2 * -1 + 1 and 3 * 1",
             ),
         ),
     ),
@@ -278,8 +292,11 @@ OPS = (
         ),
         cases=(
             Case(
-                *("exact", (np.float32([[1, 3]]),)),
-                *({"normalized_shape": [2], "eps": 0.0}, [[-1, 1]], "variance 1"),
+                "exact",
+                (np.array([[1, 3]], np.float32),),
+                {"normalized_shape": [2], "eps": 0.0},
+                [[-1, 1]],
+                "variance 1",
             ),
         ),
     ),

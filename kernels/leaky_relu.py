@@ -33,7 +33,7 @@ def _formula(negative_slope: float) -> Formula:
     def leaky_relu(x: F32) -> F32:
         return np.where(x > 0, x, x * slope)
 
-    return Formula(*[leaky_relu] * 3, made_dense=True)
+    return Formula.everywhere(leaky_relu, made_dense=True)
 
 
 def reference(
@@ -117,7 +117,7 @@ def _fill(x: F32, slope: np.float32, y: F32) -> None:
 
 
 def _compiled(negative_slope: float) -> Formula:
-    return Formula(*[filling(_fill, np.float32(negative_slope))] * 3, made_dense=True)
+    return Formula.everywhere(filling(_fill, np.float32(negative_slope)), made_dense=True)
 
 
 def kernel(
@@ -159,8 +159,11 @@ OPS = (
         cases=(
             Case("ties", (_X,), {"negative_slope": 0.5}, [2, 4, 9], "2.5 and 4.5 go to even"),
             Case(
-                *("float", (np.array([-2, 2, np.nan], np.float32),)),
-                *({"negative_slope": 0.5}, [-1, 2, np.nan], "NaN stays"),
+                "float",
+                (np.array([-2, 2, np.nan], np.float32),),
+                {"negative_slope": 0.5},
+                [-1, 2, np.nan],
+                "NaN stays",
             ),
         ),
     ),

@@ -93,7 +93,7 @@ def _lengths(x: Array, geometry: Geometry, ceil_mode: bool) -> tuple[int, ...]:
 
 def _windows_max(x: Array, lowest: float, geometry: Geometry, ceil_mode: bool) -> Array:
     """Maximum over shifted, strided views of the padded input, one view per window position."""
-    kernel, stride, padding, dilation = geometry
+    kernel, stride, _, dilation = geometry
     lengths = _lengths(x, geometry, ceil_mode)
     lead = x.ndim - len(kernel)
     pads = [(0, 0)] * lead
@@ -106,7 +106,8 @@ def _windows_max(x: Array, lowest: float, geometry: Geometry, ceil_mode: bool) -
             slice(i * d, i * d + (out - 1) * s + 1, s)
             for i, d, s, out in zip(position, dilation, stride, lengths, strict=True)
         )
-        np.maximum(result, padded[(..., *view)], out=result)
+        where: tuple[Any, ...] = (..., *view)
+        np.maximum(result, padded[where], out=result)
     return result
 
 
@@ -220,8 +221,7 @@ def _infer(rank: int) -> Callable[..., TensorType]:
         geometry = _geometry(rank, kernel_size, stride, padding, dilation)
         checks.window(op, geometry, rank)
         out = tuple(
-            output_length(*sizes, ceil_mode)  # type: ignore[arg-type]
-            for sizes in zip(lengths, *geometry, strict=True)
+            output_length(*sizes, ceil_mode) for sizes in zip(lengths, *geometry, strict=True)
         )
         if any(isinstance(n, int) and n < 1 for n in out):
             raise VerifyError(f"{op}: no window fits: {format_shape(lengths)} gives {out}")
@@ -261,7 +261,10 @@ def _max_compiled(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
     shape = (volume.shape[0], *(1,) * (3 - rank), *lengths, volume.shape[4])
     y = np.full(shape, x.dtype.limits[0], x.int_repr.dtype)
     fills = (1, 1, 0, 1)
-    _fill(volume, *((f,) * (3 - rank) + g for f, g in zip(fills, geometry, strict=True)), y)
+    kernel, stride, padding, dilation = (
+        (f,) * (3 - rank) + g for f, g in zip(fills, geometry, strict=True)
+    )
+    _fill(volume, kernel, stride, padding, dilation, y)
     return from_volume(y, lengths, x.int_repr, rank)
 
 
@@ -311,9 +314,11 @@ OPS = (
         reference_1d,
         (
             Case(
-                *("ceil_mode", (_u8([[1, 3, 2, 5, 4]]),)),
+                "ceil_mode",
+                (_u8([[1, 3, 2, 5, 4]]),),
                 {"kernel_size": [2], "ceil_mode": True},
-                *([[3, 5, 4]], "the last window hangs over the end"),
+                [[3, 5, 4]],
+                "the last window hangs over the end",
             ),
             Case("nan", (_NAN,), {"kernel_size": [2]}, [[np.nan, 3]], "a NaN wins"),
         ),
@@ -323,14 +328,18 @@ OPS = (
         reference_2d,
         (
             Case(
-                *("padding", (_u8([[[[0, 0], [0, 1]]]]),)),
+                "padding",
+                (_u8([[[[0, 0], [0, 1]]]]),),
                 {"kernel_size": [2, 2], "stride": [2, 2], "padding": [1, 1]},
-                *([[[[0, 0], [0, 1]]]], "padding is not the zero point 7: it never wins"),
+                [[[[0, 0], [0, 1]]]],
+                "padding is not the zero point 7: it never wins",
             ),
             Case(
-                *("dilation", (_u8([[[[9, 1, 2, 3], [1, 1, 1, 1], [4, 1, 5, 1]]]]),)),
+                "dilation",
+                (_u8([[[[9, 1, 2, 3], [1, 1, 1, 1], [4, 1, 5, 1]]]]),),
                 {"kernel_size": [2, 2], "stride": [1, 1], "dilation": [2, 2]},
-                *([[[[9, 3]]]], "elements of a window are two apart"),
+                [[[[9, 3]]]],
+                "elements of a window are two apart",
             ),
         ),
     ),
@@ -339,9 +348,11 @@ OPS = (
         reference_3d,
         (
             Case(
-                *("all", (_u8(np.arange(8).reshape(1, 1, 2, 2, 2)),)),
+                "all",
+                (_u8(np.arange(8).reshape(1, 1, 2, 2, 2)),),
                 {"kernel_size": [2, 2, 2]},
-                *([[[[[7]]]]], "one window"),
+                [[[[[7]]]]],
+                "one window",
             ),
         ),
     ),

@@ -135,10 +135,10 @@ def fill(out: Array, formula: Callable[..., Any], *inputs: Array) -> None:
     array([[11, 21],
            [12, 22]], dtype=uint8)
     """
-    blocks = np.nditer(
+    blocks: Any = np.nditer(
         [*inputs, out],
         ["external_loop", "buffered", "zerosize_ok"],
-        [["readonly"]] * len(inputs) + [["writeonly"]],
+        [["readonly"]] * len(inputs) + [["writeonly"]],  # type: ignore[arg-type]
         buffersize=1 << 14,
     )
     with blocks:

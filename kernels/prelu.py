@@ -172,7 +172,7 @@ def kernel(qx: QTensor, weight: QTensor, output_scale: float, output_zero_point:
     return QTensor(out, output_scale, output_zero_point, None, qx.dtype)
 
 
-_X = QTensor(np.uint8([[1, 9], [1, 9]]), 1.0, 5, None, quint8)
+_X = QTensor(np.array([[1, 9], [1, 9]], np.uint8), 1.0, 5, None, quint8)
 
 OPS = (
     Op(
@@ -187,14 +187,14 @@ OPS = (
         cases=(
             Case(
                 "per_channel",
-                (_X, QTensor(np.uint8([4, 8]), 0.25, 4, None, quint8)),
+                (_X, QTensor(np.array([4, 8], np.uint8), 0.25, 4, None, quint8)),
                 {"output_scale": 1.0, "output_zero_point": 7},
                 [[7, 11], [7, 11]],
                 "slopes 0 (channel 0) and 1 (channel 1)",
             ),
             Case(
                 "one_is_clamped",
-                (_X, QTensor(np.uint8([255]), 2.0**-10, 0, None, quint8)),
+                (_X, QTensor(np.array([255], np.uint8), 2.0**-10, 0, None, quint8)),
                 {"output_scale": 1.0, "output_zero_point": 7},
                 [[6, 8], [6, 8]],
                 "255 / 1024 stands for 1.0, so 4 becomes 0.996",
@@ -210,7 +210,7 @@ OPS = (
         cases=(
             Case(
                 "per_channel",
-                (np.float32([[-2, 2], [2, -2]]), np.float32([0.5, 3])),
+                (np.array([[-2, 2], [2, -2]], np.float32), np.array([0.5, 3], np.float32)),
                 {},
                 [[-1, 2], [2, -6]],
                 "a slope per column",

@@ -116,10 +116,10 @@ def reference_relu(
 def _add(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
-    sa, za, sb, zb = qa.scale, qa.zero_point, qb.scale, qb.zero_point
+    sa, za, sb, zb = float(qa.scale), int(qa.zero_point), float(qb.scale), int(qb.zero_point)
     floor = np.float32(0 if relu else -np.inf)
 
-    def formula(a: Array, b: Array, in_body: Array) -> Array:
+    def formula(a: Array, b: Array, in_body: Array) -> Any:
         body = dequantize_body(a, sa, za, target) + dequantize_body(b, sb, zb, target)
         tail = rounding.dequantize_plain(a, sa, za) + rounding.dequantize_plain(b, sb, zb)
         return np.where(

@@ -131,7 +131,7 @@ def _requantize(
     q: Any, offset: int, least: int, m: np.float32, zero_point: int, low: int, high: int, out: Any
 ) -> None:
     for i in range(q.size):
-        value = max(np.int64(q[i]) + offset, least)
+        value: Any = max(np.int64(q[i]) + offset, least)
         out[i] = quantize_after(np.float32(np.int32(value)), m, zero_point, low, high)
 
 

@@ -127,6 +127,51 @@ def _extreme(name: str, function: Callable[..., Any], word: str) -> Op:
     )
 
 
+def _extreme_of_dim(name: str, function: Callable[..., Any], word: str) -> Op:
+    def reference(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
+        at = np.asarray(function(x, axis=dim, keepdims=True), np.int64)
+        values = np.take_along_axis(x, at, dim)
+        return (values, at) if keepdim else (values.squeeze(dim), at.squeeze(dim))
+
+    reference.__doc__ = f"""Return the {word} of a dimension and where it is.
+
+    NaN wins; among equal elements the first, where torch's choice is not defined.
+
+    Parameters
+    ----------
+    x : float or integer tensor
+        Any shape.
+    dim : int
+        The dimension; negative counts from the end.
+    keepdim : bool
+        Whether it stays with length 1.
+
+    Returns
+    -------
+    values, int64 indices
+
+    Raises
+    ------
+    VerifyError
+        If there is no such dimension.
+    """
+
+    def infer(x: TensorType, dim: int, keepdim: bool = False) -> tuple[TensorType, TensorType]:
+        _plain(x, name)
+        shape = _reduced(x.shape, _axes(x.rank, dim, name), keepdim)
+        return TensorType(x.dtype, shape), TensorType(int64, shape)
+
+    x = np.array([[1, 3], [4, 4]], np.float32)
+    expected = ([3, 4], [1, 0]) if name == "max" else ([1, 4], [0, 0])
+    return movement(
+        f"aten::{name}.dim",
+        reference,
+        infer,
+        Case("rows", (x,), {"dim": 1}, expected, "the first of two"),
+        source=_SOURCE,
+    )
+
+
 def _argument(name: str, function: Callable[..., Any], word: str) -> Op:
     def reference(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
         found = function(x, axis=dim, keepdims=keepdim)
@@ -407,6 +452,8 @@ OPS = (
     ),
     _extreme("amax", np.max, "largest element"),
     _extreme("amin", np.min, "smallest element"),
+    _extreme_of_dim("max", np.argmax, "largest element"),
+    _extreme_of_dim("min", np.argmin, "smallest element"),
     _argument("argmax", np.argmax, "largest element"),
     _argument("argmin", np.argmin, "smallest element"),
     movement(

@@ -95,7 +95,7 @@ def nearest(
         return np.arange(out) // (out // length)
     position = np.arange(out).astype(np.float32) + np.float32(0.5 if exact else 0)
     source = np.floor(position * _ratio(length, out, factor)).astype(np.int64)
-    return np.minimum(source, length - 1)
+    return np.asarray(np.minimum(source, length - 1))
 
 
 class Neighbours(NamedTuple):

@@ -31,7 +31,8 @@ def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> F32:
     >>> float(fma(np.float32(0.1), np.float32(10), np.float32(-1)))
     1.4901161193847656e-08
     """
-    return _in_blocks(_fma_of_block, np.float32, a, b, c)
+    result: F32 = _in_blocks(_fma_of_block, np.float32, a, b, c)
+    return result
 
 
 def _fma_of_block(a: Any, b: Any, c: Any) -> Any:
@@ -48,7 +49,7 @@ def _fma_of_block(a: Any, b: Any, c: Any) -> Any:
 
 def _in_blocks(function: Any, result: npt.DTypeLike, *operands: npt.ArrayLike) -> Any:
     """Apply an elementwise float64 function a block at a time, so that memory stays flat."""
-    blocks = np.nditer(
+    blocks: Any = np.nditer(  # type: ignore[call-overload]
         [*operands, None],
         ["external_loop", "buffered", "zerosize_ok"],
         [["readonly"]] * len(operands) + [["writeonly", "allocate"]],
@@ -71,7 +72,8 @@ def reciprocal(scale: float) -> np.float32:
 def saturate(rounded: npt.NDArray[Any], dtype: DType) -> Integers:
     """Clamp whole numbers to the range of ``dtype`` and store them."""
     low, high = dtype.limits
-    return _in_blocks(lambda x: np.clip(x, low, high), dtype.storage, rounded)
+    result: Integers = _in_blocks(lambda x: np.clip(x, low, high), dtype.storage, rounded)
+    return result
 
 
 def round_after(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> Integers:

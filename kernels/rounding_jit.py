@@ -74,7 +74,7 @@ def dequantize_fused(q: int, scale: np.float32, offset: np.float32) -> np.float3
 @jit
 def quantize(
     x: np.float32, inverse: np.float32, zero_point: int, low: int, high: int, rule: int
-) -> int:
+) -> Any:
     """Quantize by ``rule``: AFTER, BEFORE or FUSED."""
     if rule == 0:
         return quantize_after(x, inverse, zero_point, low, high)

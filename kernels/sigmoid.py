@@ -174,12 +174,18 @@ OPS = (
         cases=(
             Case("quint8", (_X,), {}, [2, 128, 254, 255], "256 saturates"),
             Case(
-                *("qint8", (QTensor(np.array([-128, 0, 127], np.int8), 1.0, 0, None, qint8),)),
-                *({}, [-128, 0, 127], "the zero point is -128"),
+                "qint8",
+                (QTensor(np.array([-128, 0, 127], np.int8), 1.0, 0, None, qint8),),
+                {},
+                [-128, 0, 127],
+                "the zero point is -128",
             ),
             Case(
-                *("float", (np.array([0, 200, -200, np.nan], np.float32),)),
-                *({}, [0.5, 1, 0, np.nan], "both ends and NaN"),
+                "float",
+                (np.array([0, 200, -200, np.nan], np.float32),),
+                {},
+                [0.5, 1, 0, np.nan],
+                "both ends and NaN",
             ),
         ),
     ),
@@ -191,8 +197,11 @@ OPS = (
         source=_SOURCE,
         cases=(
             Case(
-                *("given", (_X,), {"output_scale": 0.01, "output_zero_point": 1}),
-                *([2, 51, 100, 101], "parameters as asked for"),
+                "given",
+                (_X,),
+                {"output_scale": 0.01, "output_zero_point": 1},
+                [2, 51, 100, 101],
+                "parameters as asked for",
             ),
         ),
     ),

@@ -35,7 +35,7 @@ def _softmax(x: F32, dim: int, target: Target) -> F32:
     in_vectors = _vectorised(len(columns), inner, target)[:, np.newaxis]
     e = np.where(in_vectors, elementary.exp_sleef(columns), elementary.exp_glibc(columns))
     total = np.add.accumulate(e, axis=1, dtype=np.float32)[:, -1:]
-    return (e / total).reshape(x.shape)
+    return np.asarray(e / total, np.float32).reshape(x.shape)
 
 
 def _vectorised(outer: int, inner: int, target: Target) -> npt.NDArray[np.bool_]:
@@ -65,7 +65,7 @@ def _along_rows(shifted: F32, target: Target) -> F32:
                 half = sums.shape[1] // 2
                 sums = sums[:, :half] + sums[:, half:]
             total = sums[:, 0]
-    return e * (np.float32(1) / total)[:, np.newaxis]
+    return np.asarray(e * (np.float32(1) / total)[:, np.newaxis], np.float32)
 
 
 def reference(
@@ -274,12 +274,12 @@ OPS = (
         source=("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qsoftmax.cpp::qsoftmax",),
         cases=(
             Case(
-                *("rows", (QTensor(np.uint8([[5, 5], [9, 1]]), 1.0, 5, None, quint8),)),
+                *("rows", (QTensor(np.array([[5, 5], [9, 1]], np.uint8), 1.0, 5, None, quint8),)),
                 {"dim": 1, "output_scale": 2.0**-8, "output_zero_point": 0},
                 *([[128, 128], [255, 0]], "each row sums to 1"),
             ),
             Case(
-                *("columns", (QTensor(np.int8([[5, 9], [5, 1]]), 1.0, 5, None, qint8),)),
+                *("columns", (QTensor(np.array([[5, 9], [5, 1]], np.int8), 1.0, 5, None, qint8),)),
                 {"dim": 0, "output_scale": 2.0**-8, "output_zero_point": -128},
                 *([[0, 127], [0, -128]], "each column sums to 1"),
             ),
@@ -297,7 +297,7 @@ OPS = (
                 *(np.full((1, 4), 0.25), "four equal parts"),
             ),
             Case(
-                *("infinite", (np.float32([-np.inf, 0]),), {"dim": 0}),
+                *("infinite", (np.array([-np.inf, 0], np.float32),), {"dim": 0}),
                 *([0, 1], "minus infinity gets nothing"),
             ),
         ),

@@ -32,7 +32,7 @@ def _formula(threshold: float, value: float) -> Formula:
     def replace(x: F32) -> F32:
         return np.where(x <= bound, replacement, x)
 
-    return Formula(*[replace] * 3)
+    return Formula.everywhere(replace)
 
 
 def reference(
@@ -91,7 +91,7 @@ def kernel(
     """Compute :func:`reference` by tables."""
     if not isinstance(self, QTensor):
         return reference(self, threshold, value, target)
-    formula = Formula(*[filling(_fill, np.float32(threshold), np.float32(value))] * 3)
+    formula = Formula.everywhere(filling(_fill, np.float32(threshold), np.float32(value)))
     return apply_compiled(self, suggested_output(self), self.qparams, formula, target)
 
 
@@ -107,16 +107,18 @@ OPS = (
         ),
         cases=(
             Case(
-                *("edge", (QTensor(np.array([0, 7, 8], np.uint8), 1.0, 5, None, quint8),)),
-                *(
-                    {"threshold": 2.0, "value": -0.5},
-                    [4, 4, 8],
-                    "2 itself is replaced; 4.5 is a tie",
-                ),
+                "edge",
+                (QTensor(np.array([0, 7, 8], np.uint8), 1.0, 5, None, quint8),),
+                {"threshold": 2.0, "value": -0.5},
+                [4, 4, 8],
+                "2 itself is replaced; 4.5 is a tie",
             ),
             Case(
-                *("float", (np.array([1, 2, 3, np.nan], np.float32),)),
-                *({"threshold": 2.0, "value": 9.0}, [9, 9, 3, np.nan], "NaN stays"),
+                "float",
+                (np.array([1, 2, 3, np.nan], np.float32),),
+                {"threshold": 2.0, "value": 9.0},
+                [9, 9, 3, np.nan],
+                "NaN stays",
             ),
         ),
     ),

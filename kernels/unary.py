@@ -135,6 +135,7 @@ OPS = (
     _op("square", "x * x", _direct(np.square), [3, -2], [9, 4]),
     _op("floor", "the next whole number below", _direct(_whole(np.floor)), [1.5, -1.5], [1, -2]),
     _op("ceil", "the next whole number above", _direct(_whole(np.ceil)), [1.5, -1.5], [2, -1]),
+    _op("trunc", "x without its fraction", _direct(_whole(np.trunc)), [1.5, -1.5], [1, -1]),
     _op("round", "the nearest whole number, ties to even", _direct(_round), [0.5, 1.5], [0, 2]),
     _op(
         "reciprocal",
@@ -180,6 +181,8 @@ OPS = (
         to_float=True,
         library=True,
     ),
+    _library("log1p", "the natural logarithm of 1 + x", np.log1p, [0, -1], [0, -_INF]),
+    _library("expm1", "e to the x, minus 1", np.expm1, [0, -_INF], [0, -1]),
     _library("sin", "the sine", np.sin, [0], [0]),
     _library("cos", "the cosine", np.cos, [0], [1]),
     _library("erf", "the error function", _erf_of_array, [0, _INF], [0, 1]),

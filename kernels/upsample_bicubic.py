@@ -79,7 +79,7 @@ OPS = (
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/UpSampleKernel.cpp::HelperInterpCubic",),
         cases=(
             Case(
-                *("middle", (np.float32([[[[0, 4]]]]),)),
+                *("middle", (np.array([[[[0, 4]]]], np.float32),)),
                 {"output_size": [1, 3], "align_corners": True, "scale_factors": None},
                 *([[[[0, 2, 4]]]], "symmetric weights in the middle"),
             ),

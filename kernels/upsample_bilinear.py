@@ -248,8 +248,14 @@ def kernel(
     y = np.empty((volume.shape[0], *lengths, volume.shape[4]), x.dtype)
     _fill(
         volume[:, 0],
-        *(np.stack(h[:2]), np.stack(h[2:]), np.stack(w[:2]), np.stack(w[2:])),
-        *(fused, int(input.zero_point), *input.dtype.limits, y),
+        np.stack(h[:2]),
+        np.stack(h[2:]),
+        np.stack(w[:2]),
+        np.stack(w[2:]),
+        fused,
+        int(input.zero_point),
+        *input.dtype.limits,
+        y,
     )
     return input.with_int_repr(from_volume(y, lengths, x, 2))
 
@@ -272,24 +278,32 @@ OPS = (
         ),
         cases=(
             Case(
-                *("twice", (_u8([[[[0, 4]]]]),)),
+                "twice",
+                (_u8([[[[0, 4]]]]),),
                 {"output_size": None, "align_corners": False, "scale_factors": [1.0, 2.0]},
-                *([[[[0, 1, 3, 4]]]], "weights 1/4 and 3/4; the edge is repeated"),
+                [[[[0, 1, 3, 4]]]],
+                "weights 1/4 and 3/4; the edge is repeated",
             ),
             Case(
-                *("ties", (_u8([[[[0, 1, 2]]]]),)),
+                "ties",
+                (_u8([[[[0, 1, 2]]]]),),
                 {"output_size": [1, 5], "align_corners": True, "scale_factors": None},
-                *([[[[0, 0, 1, 2, 2]]]], "0.5 and 1.5 go to even: the zero point cancels"),
+                [[[[0, 0, 1, 2, 2]]]],
+                "0.5 and 1.5 go to even: the zero point cancels",
             ),
             Case(
-                *("scrambled", (_u8([[[[1]], [[5]]]]),)),
+                "scrambled",
+                (_u8([[[[1]], [[5]]]]),),
                 {"output_size": [1, 2], "align_corners": False, "scale_factors": None},
-                *([[[[1, 5]], [[1, 5]]]], "torch's defect on a 1 x 1 map: NHWC values in NCHW"),
+                [[[[1, 5]], [[1, 5]]]],
+                "torch's defect on a 1 x 1 map: NHWC values in NCHW",
             ),
             Case(
-                *("float", (np.float32([[[[0, 4]]]]),)),
+                "float",
+                (np.array([[[[0, 4]]]], np.float32),),
                 {"output_size": [1, 3], "align_corners": True, "scale_factors": None},
-                *([[[[0, 2, 4]]]], "exact values"),
+                [[[[0, 2, 4]]]],
+                "exact values",
             ),
         ),
     ),

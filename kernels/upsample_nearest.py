@@ -103,7 +103,8 @@ def _copy(
         nearest(n, size, factor, exact=exact, vectors=vectors)
         for n, size, factor in zip(lengths, sizes, factors, strict=True)
     ]
-    y = x[(slice(None), slice(None), *np.ix_(*sources))]
+    where: tuple[Any, ...] = (slice(None), slice(None), *np.ix_(*sources))
+    y = x[where]
     if isinstance(input, QTensor):
         return input.with_int_repr(in_torch_memory(y, x, len(lengths)))
     out = empty_suggested(x, x.dtype, y.shape)
@@ -126,7 +127,7 @@ def _u8(values: Any) -> QTensor:
 
 
 def _case(rank: int, *, exact: bool) -> Case:
-    x = np.reshape(np.float32([1, 2, 3]), (1, 1, *(1,) * (rank - 1), 3))
+    x = np.reshape(np.array([1, 2, 3], np.float32), (1, 1, *(1,) * (rank - 1), 3))
     expected = np.reshape([1, 3] if exact else [1, 2], (1, 1, *(1,) * (rank - 1), 2))
     why = "position 0.75 and 2.25" if exact else "position 0 and 1.5"
     attributes = {"output_size": [*[1] * (rank - 1), 2], "scale_factors": None}

@@ -30,7 +30,7 @@ class Windows(NamedTuple):
 
     start: Ints
     end: Ints
-    count: Ints
+    count: Ints  # type: ignore[assignment]
 
 
 def per_dimension(value: IntOrInts | None, rank: int, default: Sequence[int]) -> tuple[int, ...]:

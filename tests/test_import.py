@@ -264,8 +264,8 @@ def test_every_unsupported_node_is_listed() -> None:
     class Strange(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Sequential(nn.Softshrink(), nn.ReLU())
-            self.crelu = nn.CELU()
+            self.inner = nn.Sequential(nn.RReLU(), nn.ReLU())
+            self.crelu = nn.LPPool3d(2, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.fft.fft(self.crelu(self.inner(x))).frexp()
