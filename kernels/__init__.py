@@ -1,4 +1,15 @@
-"""Kernels: one op (or family that differs in rank only), one file; this table is the registry."""
+"""Kernels: one op (or family of one formula), one file; the table below is the registry.
+
+Files that are not in the table are shared by several ops:
+
+* arithmetic: ``rounding``, ``rounding_jit``, ``elementary``, ``elementary_jit``, ``requantize``,
+  ``choose_qparams``, ``float_sum``, ``promotion``;
+* families: ``activations``, ``averages``, ``norms``, ``resample``, ``windows``, ``products``;
+* memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
+* int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
+  ``tile_numpy``, ``convolve``;
+* ``jit`` compiles, ``checks`` refuses.
+"""
 
 from refquant.ir.op import OPS
 
@@ -22,41 +33,20 @@ _DECOMPOSED = (
 OPS.declare(
     __name__,
     {
-        "decomposed": tuple(f"quantized_decomposed::{name}" for name in _DECOMPOSED),
-        "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
-        "cat": ("aten::cat", "aten::stack"),
-        "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),
-        "masked": ("aten::masked_fill.Scalar", "aten::tril", "aten::triu", "aten::where"),
-        "pad": ("aten::pad",),
-        "pixel_shuffle": (
-            *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
-        ),
-        "roll": ("aten::flip", "aten::roll"),
-        "attention": ("aten::scaled_dot_product_attention",),
-        "conv": tuple(
-            f"aten::{name}{rank}d" for rank in _RANKS for name in ("conv", "conv_transpose")
-        ),
-        "linear": ("aten::linear",),
-        "matmul": ("aten::bmm", "aten::einsum", "aten::matmul"),
-        "adaptive_max_pool": (
-            "aten::adaptive_max_pool1d",
-            *("aten::adaptive_max_pool2d", "aten::adaptive_max_pool3d"),
-        ),
         "adaptive_avg_pool": (
             "aten::adaptive_avg_pool1d",
             *("aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d"),
+        ),
+        "adaptive_max_pool": (
+            "aten::adaptive_max_pool1d",
+            *("aten::adaptive_max_pool2d", "aten::adaptive_max_pool3d"),
         ),
         "arithmetic": (
             *(f"aten::{name}{form}" for name in _BINARY for form in ("", ".Scalar")),
             *("aten::rsub.Scalar", "aten::maximum", "aten::minimum"),
             *(f"aten::pow.{form}" for form in ("Scalar", "Tensor_Scalar", "Tensor_Tensor")),
         ),
-        "cast": ("aten::to",),
-        "comparison": tuple(
-            f"aten::{name}{form}" for name in _COMPARISONS for form in ("", ".Scalar")
-        )
-        + tuple(f"aten::logical_{name}" for name in ("and", "or", "xor")),
-        "unary": tuple(f"aten::{name}" for name in _UNARY),
+        "attention": ("aten::scaled_dot_product_attention",),
         "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
         "batch_norm": (
             *("quantized::batch_norm", "quantized::batch_norm_relu", "quantized::batch_norm1d"),
@@ -64,8 +54,18 @@ OPS.declare(
             *("quantized::batch_norm2d_relu", "quantized::batch_norm3d"),
             *("quantized::batch_norm3d_relu", "aten::batch_norm"),
         ),
+        "cast": ("aten::to",),
+        "cat": ("aten::cat", "aten::stack"),
         "clamp": ("aten::clamp", "aten::hardtanh", "aten::relu6"),
+        "comparison": tuple(
+            f"aten::{name}{form}" for name in _COMPARISONS for form in ("", ".Scalar")
+        )
+        + tuple(f"aten::logical_{name}" for name in ("and", "or", "xor")),
         "contiguous": ("aten::alias", "aten::clone", "aten::contiguous"),
+        "conv": tuple(
+            f"aten::{name}{rank}d" for rank in _RANKS for name in ("conv", "conv_transpose")
+        ),
+        "decomposed": tuple(f"quantized_decomposed::{name}" for name in _DECOMPOSED),
         "dequantize": ("aten::dequantize",),
         "dropout": ("aten::dropout", "quantized::dropout"),
         "elu": ("quantized::elu", "quantized::celu", "aten::elu", "aten::celu"),
@@ -78,12 +78,21 @@ OPS.declare(
         ),
         "hardsigmoid": ("aten::hardsigmoid",),
         "hardswish": ("quantized::hardswish", "aten::hardswish"),
+        "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),
         "layer_norm": ("quantized::layer_norm", "aten::layer_norm"),
         "leaky_relu": ("aten::leaky_relu", "quantized::leaky_relu"),
+        "linear": ("aten::linear",),
+        "masked": ("aten::masked_fill.Scalar", "aten::tril", "aten::triu", "aten::where"),
+        "matmul": ("aten::bmm", "aten::einsum", "aten::matmul"),
         "max_pool": ("aten::max_pool1d", "aten::max_pool2d", "aten::max_pool3d"),
         "mean": ("aten::mean",),
+        "new_full": ("aten::new_full",),
         "observe": ("observer::observe",),
+        "pad": ("aten::pad",),
         "permute": ("aten::permute", "aten::transpose"),
+        "pixel_shuffle": (
+            *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
+        ),
         "prelu": ("quantized::prelu", "aten::prelu"),
         "quantize_per_channel": ("aten::quantize_per_channel",),
         "quantize_per_tensor": ("aten::quantize_per_tensor",),
@@ -105,19 +114,21 @@ OPS.declare(
         ),
         "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
+        "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
         "relu": ("aten::relu",),
         "reshape": ("aten::flatten", "aten::reshape", "aten::view"),
+        "roll": ("aten::flip", "aten::roll"),
         "select": ("aten::select", "aten::slice", "aten::split_with_sizes", "aten::unbind"),
+        "shrink": ("aten::hardshrink", "aten::softshrink"),
         "sigmoid": ("aten::sigmoid", "quantized::sigmoid"),
         "silu": ("aten::silu",),
-        "new_full": ("aten::new_full",),
-        "shrink": ("aten::hardshrink", "aten::softshrink"),
-        "softplus": ("aten::softplus", "aten::log_sigmoid", "aten::mish"),
-        "unfold": ("aten::unfold", "aten::im2col"),
         "softmax": ("quantized::softmax", "aten::softmax"),
+        "softplus": ("aten::softplus", "aten::log_sigmoid", "aten::mish"),
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),
         "tanh": ("aten::tanh",),
         "threshold": ("aten::threshold",),
+        "unary": tuple(f"aten::{name}" for name in _UNARY),
+        "unfold": ("aten::unfold", "aten::im2col"),
         "upsample_bicubic": ("aten::upsample_bicubic2d",),
         "upsample_bilinear": ("aten::upsample_bilinear2d",),
         "upsample_nearest": (

@@ -17,6 +17,7 @@ _TWO = np.float32(2)
 _HALF = np.float32(0.5)
 _ZERO = np.float32(0)
 _INFINITY = np.float32(np.inf)
+_R_LN2 = np.float32(1.442695040888963)
 
 
 @intrinsic  # type: ignore[misc,untyped-decorator,unused-ignore]
@@ -35,12 +36,19 @@ if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
         """Return ``a * b + c`` with one rounding."""
         return elementary.fma_64(a, b, c)[()]
 
+    def _wrapping_sum(a: np.uint64, b: np.uint64) -> Any:
+        return np.uint64((int(a) + int(b)) & (2**64 - 1))
+
 else:
 
     @jit
     def fma_64(a: float, b: float, c: float) -> Any:
         """Return ``a * b + c`` with one rounding."""
         return _llvm_fma_64(a, b, c)
+
+    @jit
+    def _wrapping_sum(a: np.uint64, b: np.uint64) -> Any:
+        return a + b
 
 
 # ---------------------------------------------------------------------------------- SLEEF
@@ -64,18 +72,15 @@ def _ldexp2(x: np.float32, q: Any) -> Any:
 
 
 @jit
-def _quotient(d: np.float32) -> Any:
-    """Return ``rint(d / ln 2)``, limited: the callers overwrite what is out of range."""
-    r = np.rint(np.float32(d * np.float32(1.442695040888963)))
-    if r != r:
-        return _ZERO
-    return min(max(r, np.float32(-300)), np.float32(300))
-
-
-@jit
 def exp_sleef(d: np.float32) -> Any:
     """Return ``Sleef_expf_u10``."""
-    r = _quotient(d)
+    if d != d:
+        return d
+    if d < np.float32(-104):
+        return _ZERO
+    if d > np.float32(100):
+        return _INFINITY
+    r = np.rint(np.float32(d * _R_LN2))
     s = fma(r, np.float32(-0.693145751953125), d)
     s = fma(r, np.float32(-1.428606765330187045e-06), s)
     u = np.float32(0.000198527617612853646278381)
@@ -85,12 +90,7 @@ def exp_sleef(d: np.float32) -> Any:
     u = fma(u, s, np.float32(0.166666671633720397949219))
     u = fma(u, s, _HALF)
     u = np.float32(_ONE + fma(np.float32(s * s), u, s))
-    u = _ldexp2(u, np.int64(r))
-    if d < np.float32(-104):
-        u = _ZERO
-    if d > np.float32(100):
-        u = _INFINITY
-    return d if d != d else u
+    return _ldexp2(u, np.int64(r))
 
 
 @jit
@@ -123,8 +123,8 @@ def _multiply(x0: np.float32, x1: np.float32, y0: np.float32, y1: np.float32) ->
 
 @jit
 def expk2(d: np.float32) -> Any:
-    """Return ``exp(d)`` as an unevaluated sum (high, low)."""
-    r = _quotient(d)
+    """Return ``exp(d)`` of a moderate number as an unevaluated sum (high, low)."""
+    r = np.rint(np.float32(d * _R_LN2))
     s0, s1 = _add(d, _ZERO, np.float32(r * np.float32(-0.693145751953125)))
     s0, s1 = _add(s0, s1, np.float32(r * np.float32(-1.428606765330187045e-06)))
     u = np.float32(0.1980960224e-3)
@@ -142,8 +142,6 @@ def expk2(d: np.float32) -> Any:
     t0, t1 = _add_pairs(s0, s1, a0, a1)
     high = np.float32(_ONE + t0)
     low = np.float32(np.float32(np.float32(_ONE - high) + t0) + t1)
-    if d < np.float32(-104):
-        return _ZERO, _ZERO
     q = np.int64(r)
     return _ldexp2(high, q), _ldexp2(low, q)
 
@@ -218,7 +216,7 @@ def exp_glibc(x: np.float32) -> Any:
     shifted = fma_64(_INVERSE_LN2_64, wide, _SHIFT)
     k = np.float64(shifted).view(np.uint64)
     r = fma_64(_INVERSE_LN2_64, wide, -(shifted - _SHIFT))
-    scale = _TABLE[k & np.uint64(31)] + (k << np.uint64(47))
+    scale = _wrapping_sum(_TABLE[k & np.uint64(31)], k << np.uint64(47))
     y = fma_64(fma_64(_C0, r, _C1), r * r, fma_64(_C2, r, 1.0))
     return np.float32(y * np.uint64(scale).view(np.float64))
 

@@ -12,6 +12,7 @@ from refquant.ir.graph import Module
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import rounding
+from refquant.kernels.layout import elementwise
 
 F32 = npt.NDArray[np.float32]
 
@@ -72,7 +73,8 @@ def fake_quantize_per_tensor(
     """Return the nearest value on the grid, one scale for the whole tensor."""
     real = np.float32(zero_point) + np.rint(x * rounding.reciprocal(float(scale)))
     q = np.fmin(np.fmax(real.astype(np.float64), low), high)
-    return np.asarray(q - zero_point).astype(np.float32) * np.float32(scale)
+    result = np.asarray(q - zero_point).astype(np.float32) * np.float32(scale)
+    return elementwise(result, x)
 
 
 def fake_quantize_per_channel(
@@ -85,7 +87,8 @@ def fake_quantize_per_channel(
     real = z.astype(np.float32) + np.rint(x * (np.float32(1) / s))
     fits = np.abs(real) < np.float32(2.0**63)  # otherwise the C cast gives the smallest int64
     q = np.clip(np.where(fits, real, np.float32(low)).astype(np.int64), low, high)
-    return ((q - z).astype(np.float64) * s.astype(np.float64)).astype(np.float32)
+    result = ((q - z).astype(np.float64) * s.astype(np.float64)).astype(np.float32)
+    return elementwise(result, x)
 
 
 def _range(module: Module) -> tuple[int, int]:

@@ -46,8 +46,8 @@ def reference(
     .. math:: y = x \cdot \min(\max(x + 3, 0), 6) / 6
 
     Each step is rounded to float32 (minus infinity gives NaN). Values are dequantized and
-    quantized as in ``quantized::add``, with its vector body and scalar tail; qnnpack uses the rule of the tail
-    for every quint8 element.
+    quantized as in ``quantized::add``, with its vector body and scalar tail; qnnpack uses the
+    rule of the tail for every quint8 element.
 
     Parameters
     ----------

@@ -107,7 +107,7 @@ def channels_last(x: Array) -> Array:
     >>> channels_last(np.zeros((1, 3, 4, 4), np.uint8)).strides
     (48, 1, 12, 3)
     """
-    return np.moveaxis(_contiguous(np.moveaxis(x, 1, -1)), -1, 1)
+    return np.moveaxis(c_order(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 def is_contiguous_channels_last(x: Array) -> bool:
@@ -142,10 +142,10 @@ def empty_suggested(x: Array, dtype: npt.DTypeLike, shape: tuple[int, ...] | Non
 
 def suggested(x: Array) -> Array:
     """Return ``x.contiguous(x.suggest_memory_format())``: dense NHWC or dense C order."""
-    return channels_last(x) if is_channels_last(x) else _contiguous(x)
+    return channels_last(x) if is_channels_last(x) else c_order(x)
 
 
-def _contiguous(x: Array) -> Array:
+def c_order(x: Array) -> Array:
     """Return C order with torch's strides for lengths of one, by which formats are told apart."""
     return np.ascontiguousarray(x).reshape(-1).reshape(x.shape)
 
@@ -153,20 +153,12 @@ def _contiguous(x: Array) -> Array:
 def elementwise(result: Array, *operands: Array) -> Array:
     """Return the result of an elementwise op with the strides that torch gives it.
 
-    torch keeps the format where all operands are dense in the same one, and otherwise sorts the
-    dimensions by the strides of the operands.
-
     Examples
     --------
     >>> x = channels_last(np.zeros((2, 3, 4, 4), np.uint8))
     >>> elementwise(np.add(x, x[:, :, :1, :1]), x, x[:, :, :1, :1]).strides
     (48, 1, 12, 3)
     """
-    same = all(x.shape == result.shape for x in operands)
-    if same and all(x.flags.c_contiguous for x in operands):
-        return _contiguous(result)
-    if same and all(map(is_contiguous_channels_last, operands)):
-        return channels_last(result)
     out = empty_sorted(result.shape, operands, result.dtype)
     out[...] = result
     return out

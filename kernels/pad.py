@@ -10,7 +10,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import Size, TensorType
-from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.kernels.layout import c_order, channels_last, is_channels_last
 from refquant.kernels.movement import check_length, example, move, moved, movement
 from refquant.kernels.rounding import quantize_before
 
@@ -65,7 +65,7 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
         result = np.pad(array[kept], grown, _MODES[mode], **options)  # type: ignore[call-overload]
         if is_channels_last(array) and keeps_format:
             return channels_last(result)
-        return np.ascontiguousarray(result)
+        return c_order(result)
 
     return move(x, surround)
 

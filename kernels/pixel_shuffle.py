@@ -10,7 +10,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.kernels.layout import c_order, channels_last, is_channels_last
 from refquant.kernels.movement import check_length, example, move, moved, movement
 
 
@@ -47,7 +47,7 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Any:
         n = len(lead)
         order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
         result = blocks.transpose(order).reshape(*lead, channels // (r * r), h * r, w * r)
-        return channels_last(result) if is_channels_last(array) else np.ascontiguousarray(result)
+        return channels_last(result) if is_channels_last(array) else c_order(result)
 
     return move(x, spread)
 
@@ -95,7 +95,7 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Any:
         n = len(lead)
         order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
         result = blocks.transpose(order).reshape(*lead, channels * r * r, h // r, w // r)
-        return channels_last(result) if is_channels_last(array) else np.ascontiguousarray(result)
+        return channels_last(result) if is_channels_last(array) else c_order(result)
 
     return move(x, collect)
 
@@ -138,7 +138,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Any:
         n, channels, *rest = array.shape
         parts = array.reshape(n, groups, channels // groups, *rest)
         result = parts.swapaxes(1, 2).reshape(array.shape)
-        return channels_last(result) if is_channels_last(array) else np.ascontiguousarray(result)
+        return channels_last(result) if is_channels_last(array) else c_order(result)
 
     return move(x, interleave)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.types import TensorType
 from refquant.kernels import checks
-from refquant.kernels.layout import elementwise
+from refquant.kernels.layout import c_order, elementwise
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -86,7 +86,7 @@ def log_sigmoid(self: F32) -> F32:
     >>> log_sigmoid(np.float32([0]))
     array([-0.6931472], dtype=float32)
     """
-    return _rounded(self, lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))))
+    return c_order(_rounded(self, lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))))
 
 
 def mish(self: F32) -> F32:

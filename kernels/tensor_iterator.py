@@ -95,7 +95,10 @@ def loops(operands: Sequence[Array], *, reduction: bool = False) -> Loops:
 
 
 def empty_sorted(shape: tuple[int, ...], operands: Sequence[Array], dtype: npt.DTypeLike) -> Array:
-    """Return the uninitialised result of a loop: dense, its dimensions sorted like the inputs'.
+    """Return the uninitialised result of a loop.
+
+    Where all operands have its shape and are dense in one format, the result has that format; C
+    order is tried first, then channels-last. Otherwise its dimensions are sorted like theirs.
 
     Examples
     --------
@@ -103,6 +106,12 @@ def empty_sorted(shape: tuple[int, ...], operands: Sequence[Array], dtype: npt.D
     >>> empty_sorted(x.shape, [x], np.uint8).strides
     (1, 6)
     """
+    if all(x.shape == shape for x in operands):
+        if all(x.flags.c_contiguous for x in operands):
+            return np.empty(shape, dtype)
+        rows = [np.moveaxis(x, 1, -1) for x in operands if len(shape) in (4, 5)]
+        if rows and all(x.flags.c_contiguous for x in rows):
+            return np.moveaxis(np.empty(rows[0].shape, dtype), -1, 1)
     order = loops([_expand(x, shape) for x in operands]).dims[::-1]
     return np.empty([shape[d] for d in order], dtype).transpose(np.argsort(order))
 

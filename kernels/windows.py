@@ -157,8 +157,8 @@ def in_torch_memory(y: Array, x: Array, rank: int) -> Array:
 def _read(filled: Array, shape: tuple[int, ...], x: Array, rank: int) -> Array:
     if x.ndim == rank + 2 and is_channels_last(x):
         n, c, *spatial_shape = shape
-        return np.moveaxis(filled.reshape(n, *spatial_shape, c), -1, 1)
-    return filled.reshape(shape)
+        return np.moveaxis(filled.reshape(-1).reshape(n, *spatial_shape, c), -1, 1)
+    return filled.reshape(-1).reshape(shape)
 
 
 def as_volume(x: Array, rank: int) -> Array:

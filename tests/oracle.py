@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import refquant
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Engine, Isa, Target

@@ -264,7 +264,7 @@ def test_every_unsupported_node_is_listed() -> None:
     class Strange(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Sequential(nn.RReLU(), nn.ReLU())
+            self.inner = nn.Sequential(nn.FractionalMaxPool2d(2, 3), nn.ReLU())
             self.crelu = nn.LPPool3d(2, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,9 @@ def test_a_constant_changes_the_parameters(name: str, dtype: DType) -> None:
     for i, (shape, layout) in enumerate(shapes_and_layouts(rng, 48)):
         x = quantized(rng, shape, dtype, layout)
         constant = float(rng.normal() * x.scale * (500 if i % 2 else 50)) if i else 0.0
+        if i % 3 == 0:  # half a step
+            x = QTensor(x.int_repr, 0.5, x.zero_point, None, dtype)
+            constant = (int(rng.integers(-90, 90)) + 0.5) * 0.5
         for suffix in ("", "_relu"):
             assert_matches_torch(f"quantized::{name}{suffix}", (x,), {"b": constant})
 
@@ -271,6 +275,10 @@ def activations_at_ties(rng: Rng, x: QTensor) -> list[tuple[str, QTensor, dict[s
         new = argument_at_tie(rng, lambda s: function(distance * s), steps)
         return QTensor(x.int_repr, new, x.zero_point, None, x.dtype)
 
+    def kept(function: Callable[[float], float], steps: float) -> QTensor:
+        new = argument_at_tie(rng, lambda s: function(distance * s) / s, steps)
+        return QTensor(x.int_repr, new, x.zero_point, None, x.dtype)
+
     half = int(rng.integers(130, 255)) + 0.5
     positive = math.floor(distance * rng.uniform(0.55, 0.99)) + 0.5
     shape = {"alpha": alpha, "scale": scale, "input_scale": input_scale}
@@ -292,8 +300,8 @@ def activations_at_ties(rng: Rng, x: QTensor) -> list[tuple[str, QTensor, dict[s
         ("quantized::leaky_relu", x, {**slope, **at(leaky_relu(element, alpha))}),
         ("aten::leaky_relu", x, {"negative_slope": kept_slope}),
         ("aten::threshold", x, {"threshold": element, "value": value}),
-        ("aten::gelu", rescaled(gelu, positive), {}),
-        ("aten::gelu", rescaled(gelu_tanh, positive), {"approximate": "tanh"}),
+        ("aten::gelu", kept(gelu, positive), {}),
+        ("aten::gelu", kept(gelu_tanh, positive), {"approximate": "tanh"}),
         ("quantized::dropout", x, {"output_scale": 0.3, "output_zero_point": 0}),
         ("aten::dropout", x, {"p": 0.3, "train": False}),
         ("aten::relu", x, {}),
@@ -315,6 +323,47 @@ def test_activations_at_ties(dtype: DType, layout: str) -> None:
             x = QTensor(x.int_repr, x.scale, int(rng.integers(-100, 100)), None, dtype)
         for name, operand, attributes in activations_at_ties(rng, x):
             assert_matches_torch(name, (operand,), attributes)
+
+
+Tail = tuple[str, Callable[[float, float], float], tuple[float, float], dict[str, Any]]
+
+# Each: the op, its value in output steps for a distance and a scale, and a range of such steps.
+TAILS: dict[str, Tail] = {
+    "sigmoid": ("aten::sigmoid", lambda d, s: sigmoid(d * s) * 256, (129, 254), {}),
+    "tanh": ("aten::tanh", lambda d, s: math.tanh(d * s) * 128, (2, 126), {}),
+    "gelu": ("aten::gelu", lambda d, s: gelu(d * s) / s, (0.55, 0.99), {}),
+    "gelu_tanh": (
+        *("aten::gelu", lambda d, s: gelu_tanh(d * s) / s, (0.55, 0.99)),
+        {"approximate": "tanh"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_scalar_tails_call_the_c_library(name: str) -> None:
+    """So few elements are all tail; many draws, because the libraries rarely differ."""
+    rng = np.random.default_rng(19)
+    op, function, span, attributes = TAILS[name]
+    for _ in range(400):
+        distance = int(rng.integers(20, 100))
+        steps = math.floor(rng.uniform(*span) * (distance if span[1] < 1 else 1)) + 0.5
+        scale = argument_at_tie(rng, partial(function, distance), steps)
+        q = np.array([128 + distance, *rng.integers(0, 256, 3)], np.uint8)
+        assert_matches_torch(op, (QTensor(q, scale, 128, None, quint8),), attributes)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.3])
+def test_scalar_tails_of_exponential_units(alpha: float) -> None:
+    rng = np.random.default_rng(20)
+    for _ in range(400):
+        distance, scale = int(rng.integers(20, 100)), float(rng.uniform(0.002, 0.05))
+        q = np.array([128 - distance, *rng.integers(0, 256, 3)], np.uint8)
+        below = elu(-distance * scale, alpha, 1, 1 / alpha)
+        attributes = {"output_scale": scale_at_tie(rng, below), "output_zero_point": 128}
+        x = QTensor(q, scale, 128, None, quint8)
+        assert_matches_torch("quantized::celu", (x,), {"alpha": alpha, **attributes})
+        if alpha == 1:
+            assert_matches_torch("quantized::elu", (x,), attributes)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
