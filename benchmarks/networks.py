@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
-    print(
-        f"{'network':14} {'bit-exact':9} {'ours ms':>8} {'torch ms':>8} {'min ratio':>9} {'median':>7}"
-    )
+    print("network        bit-exact  ours ms torch ms min ratio  median")
     for name in nets.NETS:
         model, inputs = nets.quantized_net(name)
         graph = from_fx(model, inputs)

@@ -59,6 +59,7 @@ def rrelu(
 ) -> Value:
     """``F.rrelu`` in evaluation: a leaky relu with the mean slope."""
     evaluation_only(training, "rrelu")
+    input = b.emit("aten::contiguous", input, memory_format="contiguous_format")
     return b.emit("aten::leaky_relu", input, negative_slope=(lower + upper) / 2)
 
 

@@ -33,7 +33,7 @@ def _operands(
     """Cast the operands to the type in which torch computes."""
     types = [type_of(v) if isinstance(v, np.ndarray) else v for v in values]
     dtype = rule(result_dtype(op, *types))
-    return [np.asarray(v).astype(dtype.storage) for v in values], dtype
+    return [np.asarray(v).astype(dtype.storage, copy=False) for v in values], dtype
 
 
 def _compute(op: str, rule: Callable[[DType], DType], formula: Formula, *values: Any) -> Array:

@@ -103,24 +103,28 @@ def _fill(
     y: Any,
 ) -> None:
     inner = x.shape[4]
-    sums = np.empty(inner, np.int64)
+    row = np.empty(x.shape[3] * inner, np.int64)
     for n in range(y.shape[0]):
         for od in range(lengths[0]):
             for oh in range(lengths[1]):
+                row[:] = 0
+                for d in range(start[0, od], end[0, od]):
+                    for h in range(start[1, oh], end[1, oh]):
+                        line = x[n, d, h].reshape(row.size)
+                        for i in range(row.size):
+                            row[i] += np.int64(line[i])
+                lines = (end[0, od] - start[0, od]) * (end[1, oh] - start[1, oh])
                 for ow in range(lengths[2]):
-                    sums[:] = 0
-                    elements = 0
-                    for d in range(start[0, od], end[0, od]):
-                        for h in range(start[1, oh], end[1, oh]):
-                            for w in range(start[2, ow], end[2, ow]):
-                                elements += 1
-                                for c in range(inner):
-                                    sums[c] += np.int64(x[n, d, h, w, c])
                     m = np.float32(1.0 / np.float64(divisor[od, oh, ow]))
+                    first, last = start[2, ow], end[2, ow]
+                    zeros = lines * (last - first) * minus
                     for c in range(inner):
-                        real = np.float32(np.int32(sums[c] - elements * minus))
+                        total = np.int64(0)
+                        for w in range(first, last):
+                            total += row[w * inner + c]
                         channel = c if inner > 1 else n % channels
                         rule = body if channel < body_channels else tail
+                        real = np.float32(np.int32(total - zeros))
                         y[n, od, oh, ow, c] = quantize(real, m, plus, low, high, rule)
 
 

@@ -22,26 +22,26 @@ ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 
 def _limit(x: QTensor | Array, low: float | None, high: float | None) -> QTensor | Array:
     if isinstance(x, QTensor):
-        q = x.int_repr
-        out = empty_suggested(q, q.dtype)
-        out[...] = q
-    else:
-        out = empty_sorted(x.shape, [x], np.float32)
-        out[...] = x
+        out = empty_suggested(x.int_repr, x.int_repr.dtype)
+        least, most = (
+            limit if bound is None else _bound(x, bound)
+            for bound, limit in zip((low, high), x.dtype.limits, strict=True)
+        )
+        return x.with_int_repr(np.clip(x.int_repr, least, most, out=out))
+    out = empty_sorted(x.shape, [x], np.float32)
+    out[...] = x
     if low is not None:
-        np.maximum(out, _bound(x, low), out=out)
+        np.maximum(out, np.float32(low), out=out)
     if high is not None:
-        np.minimum(out, _bound(x, high), out=out)
-    return x.with_int_repr(out) if isinstance(x, QTensor) else out
+        np.minimum(out, np.float32(high), out=out)
+    return out
 
 
-def _bound(x: QTensor | Array, bound: float) -> Any:
-    """Return a bound as the values are stored: quantized like torch's scalar code does."""
-    if not isinstance(x, QTensor):
-        return np.float32(bound)
+def _bound(x: QTensor, bound: float) -> int:
+    """Return a bound quantized as torch's scalar code does."""
     with np.errstate(over="ignore"):
         real = np.asarray(bound, np.float32)
-    return rounding.quantize_before(real, float(x.scale), int(x.zero_point), x.dtype)
+    return int(rounding.quantize_before(real, float(x.scale), int(x.zero_point), x.dtype))
 
 
 def clamp(

@@ -34,7 +34,7 @@ def _ops(
     def reference(self: Array, other: Array | Number) -> Array:
         types = [type_of(v) if isinstance(v, np.ndarray) else v for v in (self, other)]
         storage = result_dtype(name, *types).storage
-        a, b = (np.asarray(value).astype(storage) for value in (self, other))
+        a, b = (np.asarray(v).astype(storage, copy=False) for v in (self, other))
         return elementwise(np.asarray(function(a, b)), a, b)
 
     reference.__doc__ = f"""Return whether ``self {symbol} other``, element by element.

@@ -10,7 +10,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.layout import channels_last, empty_like
+from refquant.kernels.layout import channels_last, empty_like, is_contiguous_channels_last
 from refquant.kernels.movement import example, move, movement
 
 _RANK = {"contiguous_format": None, "channels_last": 4, "channels_last_3d": 5}
@@ -44,7 +44,7 @@ def contiguous(x: Tensor, memory_format: str = "contiguous_format") -> Any:
     """
     if memory_format == "contiguous_format":
         return move(x, np.ascontiguousarray)
-    return move(x, channels_last)
+    return move(x, lambda a: a if is_contiguous_channels_last(a) else channels_last(a))
 
 
 def infer_contiguous(x: TensorType, memory_format: str = "contiguous_format") -> TensorType:

@@ -12,7 +12,7 @@ from refquant.ir.graph import Module
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import rounding
-from refquant.kernels.layout import elementwise
+from refquant.kernels.layout import empty_like
 
 F32 = npt.NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def fake_quantize_per_tensor(
     real = np.float32(zero_point) + np.rint(x * rounding.reciprocal(float(scale)))
     q = np.fmin(np.fmax(real.astype(np.float64), low), high)
     result = np.asarray(q - zero_point).astype(np.float32) * np.float32(scale)
-    return elementwise(result, x)
+    return _like(x, result)
 
 
 def fake_quantize_per_channel(
@@ -88,7 +88,14 @@ def fake_quantize_per_channel(
     fits = np.abs(real) < np.float32(2.0**63)  # otherwise the C cast gives the smallest int64
     q = np.clip(np.where(fits, real, np.float32(low)).astype(np.int64), low, high)
     result = ((q - z).astype(np.float64) * s.astype(np.float64)).astype(np.float32)
-    return elementwise(result, x)
+    return _like(x, result)
+
+
+def _like(x: F32, values: F32) -> F32:
+    """Return values with the strides of ``x`` where it is dense."""
+    out = empty_like(x, np.float32)
+    out[...] = values
+    return out
 
 
 def _range(module: Module) -> tuple[int, int]:

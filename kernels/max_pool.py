@@ -232,26 +232,46 @@ def _infer(rank: int) -> Callable[..., TensorType]:
 
 @jit
 def _fill(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, y: Any) -> None:
+    inner = x.shape[4]
     for n in range(y.shape[0]):
         for od in range(y.shape[1]):
             for oh in range(y.shape[2]):
-                for ow in range(y.shape[3]):
-                    target = y[n, od, oh, ow]
-                    for kd in range(kernel[0]):
-                        d = od * stride[0] - padding[0] + kd * dilation[0]
-                        if d < 0 or d >= x.shape[1]:
+                for kd in range(kernel[0]):
+                    d = od * stride[0] - padding[0] + kd * dilation[0]
+                    if d < 0 or d >= x.shape[1]:
+                        continue
+                    for kh in range(kernel[1]):
+                        h = oh * stride[1] - padding[1] + kh * dilation[1]
+                        if h < 0 or h >= x.shape[2]:
                             continue
-                        for kh in range(kernel[1]):
-                            h = oh * stride[1] - padding[1] + kh * dilation[1]
-                            if h < 0 or h >= x.shape[2]:
-                                continue
-                            for kw in range(kernel[2]):
-                                w = ow * stride[2] - padding[2] + kw * dilation[2]
-                                if w < 0 or w >= x.shape[3]:
-                                    continue
-                                pixel = x[n, d, h, w]
-                                for c in range(pixel.size):
-                                    target[c] = max(target[c], pixel[c])
+                        for kw in range(kernel[2]):
+                            shift = kw * dilation[2] - padding[2]
+                            if inner == 1:
+                                _row(x[n, d, h, :, 0], shift, stride[2], y[n, od, oh, :, 0])
+                            else:
+                                _pixels(x[n, d, h], shift, stride[2], y[n, od, oh])
+
+
+@jit
+def _row(x: Any, shift: int, stride: int, y: Any) -> None:
+    """Raise each ``y[o]`` to ``x[o * stride + shift]``, where there is such an element."""
+    first = max(-(shift // stride), 0)
+    last = min((x.size - 1 - shift) // stride + 1, y.size)
+    if first < last:
+        source, target = x[first * stride + shift :: stride], y[first:last]
+        for o in range(target.size):
+            target[o] = max(target[o], source[o])
+
+
+@jit
+def _pixels(x: Any, shift: int, stride: int, y: Any) -> None:
+    """Do the same for pixels of many channels."""
+    for o in range(y.shape[0]):
+        w = o * stride + shift
+        if 0 <= w < x.shape[0]:
+            target, source = y[o], x[w]
+            for c in range(target.size):
+                target[c] = max(target[c], source[c])
 
 
 def _max_compiled(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:

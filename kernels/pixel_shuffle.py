@@ -8,7 +8,7 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
-from refquant.ir.qtensor import Array, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import TensorType
 from refquant.kernels.layout import c_order, channels_last, is_channels_last
 from refquant.kernels.movement import check_length, example, move, moved, movement
@@ -47,7 +47,8 @@ def pixel_shuffle(x: Tensor, upscale_factor: int) -> Any:
         n = len(lead)
         order = (*range(n), n, n + 3, n + 1, n + 4, n + 2)
         result = blocks.transpose(order).reshape(*lead, channels // (r * r), h * r, w * r)
-        return channels_last(result) if is_channels_last(array) else c_order(result)
+        keeps = is_channels_last(array) and not isinstance(x, QTensor)
+        return channels_last(result) if keeps else c_order(result)
 
     return move(x, spread)
 
@@ -95,7 +96,8 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Any:
         n = len(lead)
         order = (*range(n), n, n + 2, n + 4, n + 1, n + 3)
         result = blocks.transpose(order).reshape(*lead, channels * r * r, h // r, w // r)
-        return channels_last(result) if is_channels_last(array) else c_order(result)
+        keeps = is_channels_last(array) and not isinstance(x, QTensor)
+        return channels_last(result) if keeps else c_order(result)
 
     return move(x, collect)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from refquant.ir.target import Isa, Target
 from refquant.ir.types import DType, qint32
 from refquant.kernels import rounding
+from refquant.kernels.jit import jit
 from refquant.kernels.layout import is_dense
 from refquant.kernels.rounding import F32, Integers
 from refquant.kernels.rounding_jit import AFTER, BEFORE, FUSED
@@ -167,3 +168,10 @@ def body_rule(dtype: DType, target: Target) -> int:
     if dtype == qint32:
         return BEFORE
     return AFTER if target.fused_multiply_add else FUSED
+
+
+@jit
+def limit(q: Any, low: int, high: int, out: Any) -> None:
+    """Limit integers to ``[low, high]``, compiled: NumPy's maximum with a scalar is slow."""
+    for i in range(q.size):
+        out[i] = min(max(np.int32(q[i]), np.int32(low)), np.int32(high))

@@ -25,7 +25,14 @@ from refquant.kernels.pointwise import (
     same_memory,
     vector_width,
 )
-from refquant.kernels.rounding_jit import BEFORE, dequantize, quantize
+from refquant.kernels.rounding_jit import (
+    AFTER,
+    BEFORE,
+    dequantize,
+    dequantize_fused,
+    narrow_after,
+    quantize,
+)
 from refquant.kernels.tensor_iterator import (
     empty_sorted,
     from_loop_order,
@@ -173,6 +180,33 @@ def _fill(
         out[i] = quantize(total, inverse, zero_point, low, high, rule)
 
 
+@jit
+def _fill_8bit(
+    a: Any,
+    sa: np.float32,
+    za: int,
+    b: Any,
+    sb: np.float32,
+    zb: int,
+    inverse: np.float32,
+    zero_point: Any,
+    low: int,
+    high: int,
+    relu: bool,
+    out: Any,
+) -> None:
+    """Fill the body of an 8-bit sum of ordinary scales: a loop that vectorises."""
+    offset_a = np.float32(-sa * np.float32(za))
+    offset_b = np.float32(-sb * np.float32(zb))
+    least, most = np.float32(low - zero_point), np.float32(high - zero_point)
+    floor = np.float32(0 if relu else -np.inf)
+    for i in range(out.size):
+        x = dequantize_fused(a[i], sa, offset_a)
+        y = dequantize_fused(b[i], sb, offset_b)
+        total = max(np.float32(x + y), floor)
+        out[i] = narrow_after(total, inverse, zero_point, least, most)
+
+
 def kernel(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target = Target()
 ) -> QTensor:
@@ -197,14 +231,20 @@ def _run(
         np.float32(qb.scale),
         int(qb.zero_point),
     )
-    constants = (rounding.reciprocal(scale), zero_point, *dtype.limits, relu)
+    inverse = rounding.reciprocal(scale)
+    constants = (inverse, zero_point, *dtype.limits, relu)
     body_is = (target.fused_multiply_add, body_rule(dtype, target))
     tail_is = (False, BEFORE)
     out = _empty_result(a, b)
     width = vector_width(dtype)
 
+    vectorises = body_is == (True, AFTER) and rounding.is_ordinary(sa, sb, inverse)
+
     def fill(x: Array, y: Array, how: tuple[bool, int], into: Array) -> None:
-        _fill(x, sa, za, y, sb, zb, *constants, *how, into)
+        if how == body_is and vectorises:
+            _fill_8bit(x, sa, za, y, sb, zb, *constants, into)
+        else:
+            _fill(x, sa, za, y, sb, zb, *constants, *how, into)
 
     if same_memory(out, a, b):
         x, y, into = memory_order(a), memory_order(b), memory_order(out)

@@ -12,6 +12,7 @@ from refquant.ir.types import DType, TensorType, qint8, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.pointwise import limit
 from refquant.kernels.rounding_jit import quantize_after
 
 
@@ -121,12 +122,6 @@ def infer(qa: TensorType, b: float) -> TensorType:
 
 
 @jit
-def _copy(q: Any, floor: int, out: Any) -> None:
-    for i in range(q.size):
-        out[i] = max(np.int64(q[i]), floor)
-
-
-@jit
 def _requantize(
     q: Any, offset: int, least: int, m: np.float32, zero_point: int, low: int, high: int, out: Any
 ) -> None:
@@ -155,7 +150,7 @@ def _run(qa: QTensor, b: float, *, relu: bool) -> QTensor:
         offset, least = to.steps - int(qa.zero_point), 0 if relu else -(2**31)
         _requantize(q, offset, least, m, to.zero_point, low, high, into)
     else:
-        _copy(q, to.zero_point if relu else low, into)
+        limit(q, to.zero_point if relu else low, high, into)
     return QTensor(out, to.scale, to.zero_point, None, qa.dtype)
 
 

@@ -21,7 +21,16 @@ from refquant.kernels.layout import (
     is_contiguous_channels_last,
 )
 from refquant.kernels.pointwise import body_rule, dequantize_body, quantize_body
-from refquant.kernels.rounding_jit import BEFORE, FUSED, dequantize, quantize
+from refquant.kernels.rounding_jit import (
+    AFTER,
+    BEFORE,
+    FUSED,
+    dequantize,
+    dequantize_fused,
+    narrow_after,
+    narrow_fused,
+    quantize,
+)
 
 Array = npt.NDArray[Any]
 VECTOR_WIDTH = 8
@@ -213,6 +222,39 @@ def _fill(
 
 
 @jit
+def _fill_8bit(
+    x: Any,
+    scale: np.float32,
+    zero_point: Any,
+    inverse: np.float32,
+    to: Any,
+    floor: int,
+    high: int,
+    fused: bool,
+    begin: int,
+    end: int,
+    out: Any,
+    column: int,
+) -> None:
+    """Fill an 8-bit input of ordinary scale by a vectorising rule: fused and AFTER, or FUSED."""
+    offset = np.float32(-scale * np.float32(zero_point))
+    for i in range(x.shape[0]):
+        row = x[i, begin:end]
+        place = out[i, column + begin : column + end]
+        if fused:
+            least, most = np.float32(floor - to), np.float32(high - to)
+            for j in range(row.size):
+                real = dequantize_fused(row[j], scale, offset)
+                place[j] = narrow_after(real, inverse, to, least, most)
+        else:
+            least, most = np.float32(floor), np.float32(high)
+            for j in range(row.size):
+                difference = np.int32(row[j]) - np.int32(zero_point)
+                real = np.float32(np.float32(difference) * scale)
+                place[j] = narrow_fused(real, inverse, np.float32(to), least, most)
+
+
+@jit
 def _copy(x: Any, floor: int, out: Any, column: int) -> None:
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -276,10 +318,16 @@ def _run(
         else:
             body = width // VECTOR_WIDTH * VECTOR_WIDTH if nhwc else 0
             rest = BEFORE if nhwc or dtype == qint32 else FUSED
-            common = (np.float32(x.scale), int(x.zero_point), rounding.reciprocal(s), z)
-            fused, rule = target.fused_multiply_add, body_rule(dtype, target)
-            _fill(flat, *common, floor, high, fused, rule, 0, body, into, column)
-            _fill(flat, *common, floor, high, False, rest, body, width, into, column)
+            inverse = rounding.reciprocal(s)
+            common = (np.float32(x.scale), int(x.zero_point), inverse, z, floor, high)
+            ordinary = dtype != qint32 and rounding.is_ordinary(np.float32(x.scale), inverse)
+            body_is = (target.fused_multiply_add, body_rule(dtype, target))
+            parts = (((0, body), body_is), ((body, width), (False, rest)))
+            for bounds, how in parts:
+                if ordinary and how in ((True, AFTER), (False, FUSED)):
+                    _fill_8bit(flat, *common, how[0], *bounds, into, column)
+                else:
+                    _fill(flat, *common, *how, *bounds, into, column)
         column += width
     return QTensor(out, s, z, None, dtype)
 

@@ -16,7 +16,7 @@ from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order
 from refquant.kernels.pointwise import body_mask, chunks, fill, same_memory, vector_width
-from refquant.kernels.rounding_jit import clamp
+from refquant.kernels.rounding_jit import clamp, narrow_after
 from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
 
 Array = npt.NDArray[Any]
@@ -184,6 +184,27 @@ def _fill(
         out[i] = max(clamp(q, low, high), floor)
 
 
+@jit
+def _fill_8bit(
+    a: Any,
+    za: Any,
+    b: Any,
+    zb: Any,
+    m: np.float32,
+    zero_point: Any,
+    low: int,
+    high: int,
+    floor: int,
+    out: Any,
+) -> None:
+    """Fill an 8-bit product that cannot overflow: a loop that vectorises."""
+    least = np.float32(max(low, floor) - zero_point)
+    most = np.float32(high - zero_point)
+    for i in range(out.size):
+        product = (np.int32(a[i]) - np.int32(za)) * (np.int32(b[i]) - np.int32(zb))
+        out[i] = narrow_after(np.float32(product), m, zero_point, least, most)
+
+
 # The rules of the loops: the vector body, that of a plain build, the scalar tail.
 _BODY, _PLAIN, _TAIL = 0, 1, 2
 
@@ -217,23 +238,32 @@ def _run(
     def multiply(x: Array, y: Array, rule: int, into: Array) -> None:
         _fill(x, za, y, zb, *constants, rule, into)
 
+    plain = dtype != qint32 and float(m) * 255**2 < 2**31  # body and tail agree
     if same_memory(out, a, b):
         x, y, into = memory_order(a), memory_order(b), memory_order(out)
+        if plain:
+            _fill_8bit(x, za, y, zb, *constants, into)
+            return QTensor(out, scale, zero_point, None, dtype)
         for start, middle, end in chunks(out.size, target, vector_width(dtype)):
             multiply(x[start:middle], y[start:middle], in_body, into[start:middle])
             multiply(x[middle:end], y[middle:end], _TAIL, into[middle:end])
-    else:
-        x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
-        nest = loops([out, x, y])
-        x, y = to_loop_order(x, nest), to_loop_order(y, nest)
-        body, tail = np.empty_like(x), np.empty_like(x)
-        multiply(x, y, in_body, body)
-        multiply(x, y, _TAIL, tail)
-        out[...] = np.where(
-            body_mask(out, [a, b], target, vector_width(dtype)),
-            from_loop_order(body, nest, out.shape),
-            from_loop_order(tail, nest, out.shape),
-        )
+        return QTensor(out, scale, zero_point, None, dtype)
+    x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
+    nest = loops([out, x, y])
+    x, y = to_loop_order(x, nest), to_loop_order(y, nest)
+    body = np.empty_like(x)
+    if plain:
+        _fill_8bit(x, za, y, zb, *constants, body)
+        out[...] = from_loop_order(body, nest, out.shape)
+        return QTensor(out, scale, zero_point, None, dtype)
+    tail = np.empty_like(x)
+    multiply(x, y, in_body, body)
+    multiply(x, y, _TAIL, tail)
+    out[...] = np.where(
+        body_mask(out, [a, b], target, vector_width(dtype)),
+        from_loop_order(body, nest, out.shape),
+        from_loop_order(tail, nest, out.shape),
+    )
     return QTensor(out, scale, zero_point, None, dtype)
 
 

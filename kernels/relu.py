@@ -11,7 +11,8 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
-from refquant.kernels.layout import empty_suggested
+from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.pointwise import limit
 from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
@@ -55,12 +56,22 @@ def infer(self: TensorType) -> TensorType:
     return self
 
 
+def kernel(self: QTensor | Array) -> QTensor | Array:
+    """Compute :func:`reference` in one compiled pass over the memory."""
+    if not isinstance(self, QTensor):
+        return reference(self)
+    out = empty_suggested(self.int_repr, self.int_repr.dtype)
+    q = memory_order(suggested(self.int_repr))
+    limit(q, int(self.zero_point), self.dtype.limits[1], memory_order(out))
+    return self.with_int_repr(out)
+
+
 OPS = (
     Op(
         name="aten::relu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",
         ),

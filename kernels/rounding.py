@@ -120,3 +120,8 @@ def dequantize_fused(q: Integers, scale: float, zero_point: int) -> F32:
     """Return ``fma(scale, q, -scale * zero_point)`` (ATen's vector body)."""
     s = np.float32(scale)
     return fma(s, q.astype(np.float32), -s * np.float32(zero_point))
+
+
+def is_ordinary(*scales: float | np.float32) -> bool:
+    """Whether products of 8-bit integers and these scales neither overflow nor give NaN."""
+    return all(1e-18 < scale < 1e18 for scale in scales)

@@ -91,3 +91,27 @@ def dequantize(
     if fused:
         return dequantize_fused(q, scale, offset)
     return dequantize_plain(q, scale, zero_point)
+
+
+@jit
+def narrow_after(
+    x: np.float32, inverse: np.float32, zero_point: int, low: np.float32, high: np.float32
+) -> Any:
+    """Quantize to 8 bits as :func:`quantize_after`, without branches, so that loops vectorise.
+
+    For numbers that are not NaN; ``low`` and ``high`` are the limits minus the zero point.
+    """
+    whole = np.rint(np.float32(x * inverse))
+    return np.int32(min(max(whole, low), high)) + zero_point
+
+
+@jit
+def narrow_fused(
+    x: np.float32, inverse: np.float32, zero_point: np.float32, low: np.float32, high: np.float32
+) -> Any:
+    """Quantize to 8 bits as :func:`quantize_fused`, without branches.
+
+    For numbers that are not NaN; ``low`` and ``high`` are the limits.
+    """
+    whole = np.rint(fma(x, inverse, zero_point))
+    return np.int32(min(max(whole, low), high))
