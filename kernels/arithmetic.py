@@ -11,8 +11,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array, type_of
 from refquant.ir.types import DType, TensorType, float32
+from refquant.kernels.checks import broadcast
 from refquant.kernels.layout import elementwise
-from refquant.kernels.movement import broadcast
 from refquant.kernels.promotion import Number, result_dtype
 
 Formula = Callable[[Array, Array], Any]

@@ -7,7 +7,7 @@ import numpy as np
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType
-from refquant.kernels.movement import broadcast
+from refquant.kernels.checks import broadcast
 from refquant.kernels.products import check_equal, check_float, check_rank, joined, product
 
 

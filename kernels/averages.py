@@ -104,6 +104,7 @@ def _fill(
 ) -> None:
     inner = x.shape[4]
     row = np.empty(x.shape[3] * inner, np.int64)
+    totals = np.empty(inner, np.int64)
     for n in range(y.shape[0]):
         for od in range(lengths[0]):
             for oh in range(lengths[1]):
@@ -118,13 +119,15 @@ def _fill(
                     m = np.float32(1.0 / np.float64(divisor[od, oh, ow]))
                     first, last = start[2, ow], end[2, ow]
                     zeros = lines * (last - first) * minus
+                    totals[:] = -zeros
+                    for w in range(first, last):
+                        pixel = row[w * inner : (w + 1) * inner]
+                        for c in range(inner):
+                            totals[c] += pixel[c]
                     for c in range(inner):
-                        total = np.int64(0)
-                        for w in range(first, last):
-                            total += row[w * inner + c]
                         channel = c if inner > 1 else n % channels
                         rule = body if channel < body_channels else tail
-                        real = np.float32(np.int32(total - zeros))
+                        real = np.float32(np.int32(totals[c]))
                         y[n, od, oh, ow, c] = quantize(real, m, plus, low, high, rule)
 
 

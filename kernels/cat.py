@@ -12,8 +12,9 @@ from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, format_shape, quint8
+from refquant.kernels.checks import dimension
 from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.movement import dimension, example, move, movement
+from refquant.kernels.movement import example, move, movement
 from refquant.kernels.promotion import result_dtype
 
 
@@ -64,7 +65,7 @@ def infer_cat(*tensors: TensorType, dim: int = 0) -> TensorType:
         inferred = REGISTRY["quantized::cat"].infer(*tensors, dim=dim)
         assert isinstance(inferred, TensorType)
         return inferred
-    axis = dimension(dim, first.rank, "cat")
+    axis = dimension("cat", dim, first.rank)
     length = first.shape[axis]
     for x in tensors[1:]:
         if _without(x.shape, axis) != _without(first.shape, axis):
@@ -105,7 +106,7 @@ def stack(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
            [2, 4]])
     """
     rank = len(tensors[0].shape)
-    place = dimension(dim, rank + 1, "stack")
+    place = dimension("stack", dim, rank + 1)
     if place == rank:
         tensors = tuple(move(x, lambda array: array[..., None]) for x in tensors)
         return cat(*tensors, dim=place, target=target)
@@ -122,7 +123,7 @@ def infer_stack(*tensors: TensorType, dim: int = 0) -> TensorType:
     for x in tensors[1:]:
         if x.shape != first.shape:
             raise VerifyError(f"stack: expected {first} for all, got {x}")
-    place = dimension(dim, first.rank + 1, "stack")
+    place = dimension("stack", dim, first.rank + 1)
     joined = infer_cat(*(x.with_shape((1, *x.shape)) for x in tensors))
     return joined.with_shape((*first.shape[:place], len(tensors), *first.shape[place:]))
 

@@ -9,6 +9,7 @@ from refquant.ir.types import (
     DType,
     QParams,
     Shape,
+    Size,
     TensorType,
     float32,
     format_shape,
@@ -80,23 +81,30 @@ def dimension(op: str, dim: int, rank: int) -> int:
     return dim % max(rank, 1)
 
 
-def broadcast(op: str, a: Shape, b: Shape) -> Shape:
-    """Return the broadcast of two shapes.
+def broadcast(op: str, *shapes: Shape) -> Shape:
+    """Return the broadcast of shapes.
 
     Examples
     --------
     >>> broadcast("add", (2, 3, 4, 4), (3, 1, 1))
     (2, 3, 4, 4)
     """
-    rank = max(len(a), len(b))
-    result = []
-    for x, y in zip((1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b, strict=True):
-        if x != y and x != 1 and y != 1:
-            raise VerifyError(
-                f"{op}: shapes {format_shape(a)} and {format_shape(b)} do not broadcast"
-            )
-        result.append(y if x == 1 else x)
+    rank = max(map(len, shapes))
+    result: list[Size] = []
+    for position in range(-rank, 0):
+        sizes = {shape[position] for shape in shapes if len(shape) >= -position} - {1}
+        if len(sizes) > 1:
+            listed = " and ".join(map(format_shape, shapes))
+            raise VerifyError(f"{op}: shapes {listed} do not broadcast")
+        result.append(sizes.pop() if sizes else 1)
     return tuple(result)
+
+
+def known_length(op: str, length: Size, dim: int) -> int:
+    """Return a length that must not be symbolic."""
+    if not isinstance(length, int):
+        raise VerifyError(f"{op}: the length of dim {dim} must be known, got {length}")
+    return length
 
 
 def _list(dtypes: Sequence[DType]) -> str:

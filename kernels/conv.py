@@ -12,8 +12,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.types import Size, TensorType
+from refquant.kernels.checks import known_length
 from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.movement import check_length
 from refquant.kernels.products import check_equal, check_float, product
 
 Ints = tuple[int, ...]
@@ -182,7 +182,7 @@ def infer_conv(rank: int) -> Callable[..., TensorType]:
         check_equal(op, "output channels modulo groups", out_channels % groups, 0)
         if bias is not None:
             check_equal(op, "length of bias", bias.shape[0], out_channels)
-        spatial = tuple(check_length(s, op, i + 2) for i, s in enumerate(x.shape[2:]))
+        spatial = tuple(known_length(op, s, i + 2) for i, s in enumerate(x.shape[2:]))
         outputs = _lengths(spatial, kernel, stride, padding, dilation)
         return _result(op, x, out_channels, outputs)
 
@@ -210,7 +210,7 @@ def infer_conv_transpose(rank: int) -> Callable[..., TensorType]:
         if bias is not None:
             check_equal(op, "length of bias", bias.shape[0], per_group * groups)
         outputs = tuple(
-            (check_length(length, op, i + 2) - 1) * s - 2 * p + d * (k - 1) + extra + 1
+            (known_length(op, length, i + 2) - 1) * s - 2 * p + d * (k - 1) + extra + 1
             for i, (length, k, s, p, d, extra) in enumerate(
                 zip(x.shape[2:], kernel, stride, padding, dilation, output_padding, strict=True)
             )
@@ -239,7 +239,7 @@ def _check(
 
 
 def _known(op: str, weight: TensorType) -> list[int]:
-    return [check_length(size, op, i) for i, size in enumerate(weight.shape)]
+    return [known_length(op, size, i) for i, size in enumerate(weight.shape)]
 
 
 def _result(op: str, x: TensorType, channels: int, outputs: Ints) -> TensorType:

@@ -7,16 +7,19 @@ which strides are contiguous. The kernel has 8 lanes under every instruction set
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.target import Target
+from refquant.kernels.jit import jit
 from refquant.kernels.pointwise import GRAIN
 from refquant.kernels.tensor_iterator import loops
 
 F32 = npt.NDArray[np.float32]
+Block = Callable[[F32], F32]
 LANES = 8
 COLUMNS = 4
 LEVELS = 4
@@ -71,7 +74,7 @@ def _contiguous(x: F32) -> F32:
     return _in_order(np.concatenate([zero, x[:, body:].T, lanes]))
 
 
-def _block(x: F32) -> F32:
+def block(x: F32) -> F32:
     """Sum the first axis of (reduced, kept) as one call of torch's inner loop does."""
     reduced, kept = x.shape
     reduced_step, kept_step = (stride // x.itemsize for stride in x.strides)
@@ -86,6 +89,78 @@ def _block(x: F32) -> F32:
         whole = kept // COLUMNS * COLUMNS
     out[:whole] = cascade(x[:, :whole])
     out[whole:] = _in_columns(x[:, whole:])
+    return out
+
+
+@jit
+def _cascade_one(x: Any, first: int, step: int, size: int, column: int) -> Any:
+    """Return :func:`cascade` of the rows ``first + i * step`` of one column."""
+    length, rest = 0, size - 1
+    while rest > 0:
+        rest >>= 1
+        length += 1
+    bits = max(4, max(1, length) // 4)
+    block, mask = 1 << bits, (1 << bits) - 1
+    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    done = 0
+    while done + block <= size:
+        for i in range(done, done + block):
+            a += x[first + i * step, column]
+        done += block
+        b += a
+        a = np.float32(0)
+        if done & (mask << bits) == 0:
+            c += b
+            b = np.float32(0)
+            if done & (mask << (2 * bits)) == 0:
+                d += c
+                c = np.float32(0)
+    for i in range(done, size):
+        a += x[first + i * step, column]
+    return np.float32(np.float32(np.float32(a + b) + c) + d)
+
+
+@jit
+def _columns_one(x: Any, first: int, step: int, size: int, column: int) -> Any:
+    """Return :func:`_in_columns` of the rows ``first + i * step`` of one column."""
+    quarter = size // 4
+    total = _cascade_one(x, first, 4 * step, quarter, column)
+    for i in range(4 * quarter, size):
+        total += x[first + i * step, column]
+    for k in range(1, 4):
+        total += _cascade_one(x, first + k * step, 4 * step, quarter, column)
+    return total
+
+
+@jit
+def _fill(x: Any, reduced_step: int, kept_step: int, out: F32) -> None:
+    reduced, kept = x.shape
+    if reduced_step == 1 and reduced >= 8:
+        body = reduced // 8
+        for k in range(kept):
+            total = np.float32(0)
+            for i in range(8 * body, reduced):
+                total += x[i, k]
+            for lane in range(8):
+                total += _columns_one(x, lane, 8, body, k)
+            out[k] = total
+        return
+    whole = kept // 4 * 4
+    if kept_step == 1 and kept >= 8:
+        whole = kept // 32 * 32
+    elif reduced_step < kept_step:
+        whole = 0
+    for k in range(kept):
+        if k < whole:
+            out[k] = _cascade_one(x, 0, 1, reduced, k)
+        else:
+            out[k] = _columns_one(x, 0, 1, reduced, k)
+
+
+def block_compiled(x: F32) -> F32:
+    """Sum the first axis of (reduced, kept) as one call of torch's inner loop does, compiled."""
+    out = np.empty(x.shape[1], np.float32)
+    _fill(x, x.strides[0] // x.itemsize, x.strides[1] // x.itemsize, out)
     return out
 
 
@@ -106,8 +181,10 @@ def _blocks(
         begin += first * second
 
 
-def sum_dims(x: F32, dims: Sequence[int], target: Target) -> F32:
+def sum_dims(x: F32, dims: Sequence[int], target: Target, inner: Block = block) -> F32:
     """Return the sum over ``dims``, each of which keeps length 1.
+
+    ``inner`` is one call of the inner loop: :func:`block` or :func:`block_compiled`.
 
     Examples
     --------
@@ -131,18 +208,23 @@ def sum_dims(x: F32, dims: Sequence[int], target: Target) -> F32:
         partial = np.zeros(threads, np.float32)
         for i, begin in enumerate(range(0, x.size, size)):
             share = np.zeros(1, np.float32)
-            _accumulate(x, share, shape, steps, begin, min(begin + size, x.size))
+            _accumulate(x, share, shape, steps, inner, begin, min(begin + size, x.size))
             partial[i] = share[0]
-        return sum_dims(partial, [0], Target()).reshape(kept)
+        return sum_dims(partial, [0], Target(), inner).reshape(kept)
     if threads > 1:
-        _accumulate_columns(x, out, shape, steps, threads)
+        _accumulate_columns(x, out, shape, steps, inner, threads)
     else:
-        _accumulate(x, out.reshape(-1), shape, steps, 0, x.size)
+        _accumulate(x, out.reshape(-1), shape, steps, inner, 0, x.size)
     return out
 
 
 def _accumulate_columns(
-    x: F32, out: F32, shape: list[int], steps: list[tuple[int, int]], threads: int
+    x: F32,
+    out: F32,
+    shape: list[int],
+    steps: list[tuple[int, int]],
+    inner: Block,
+    threads: int,
 ) -> None:
     """Split a kept dimension among threads: the outermost one with work for all of them."""
     kept = []
@@ -167,6 +249,7 @@ def _accumulate_columns(
                 out.reshape(-1),
                 narrow,
                 steps,
+                inner,
                 0,
                 int(np.prod(narrow)),
                 first * own,
@@ -179,6 +262,7 @@ def _accumulate(
     out: F32,
     shape: list[int],
     steps: list[tuple[int, int]],
+    inner: Block,
     begin: int,
     end: int,
     out_start: int = 0,
@@ -194,14 +278,14 @@ def _accumulate(
         if own_0 != 0 and own_1 == 0:
             (own_0, other_0), (own_1, other_1) = (own_1, other_1), (own_0, other_0)
             lengths.reverse()
-        block = np.ndarray(lengths, np.float32, memory, at * 4, (other_0 * 4, other_1 * 4))
+        part = np.ndarray(lengths, np.float32, memory, at * 4, (other_0 * 4, other_1 * 4))
         into = np.ndarray(lengths, np.float32, out, to * 4, (own_0 * 4, own_1 * 4))
         if own_0 != 0:
-            into += block
+            into += part
         elif own_1 != 0:
-            into[0] += _block(block)
+            into[0] += inner(part)
         else:
-            into[0, 0] = _in_order(np.concatenate([into[0, :1], _block(block)]))
+            into[0, 0] = _in_order(np.concatenate([into[0, :1], inner(part)]))
 
 
 def _memory(x: F32) -> F32:

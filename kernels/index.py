@@ -10,7 +10,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import Shape, TensorType, bool_
-from refquant.kernels.movement import broadcast, dimension, example, move, moved, movement
+from refquant.kernels.checks import broadcast, dimension
+from refquant.kernels.movement import example, move, moved, movement
 
 _SOURCE = "pytorch/aten/src/ATen/native/TensorAdvancedIndexing.cpp"
 
@@ -107,7 +108,7 @@ def index_select(x: Tensor, index: Array, dim: int) -> Any:
 def infer_index_select(x: TensorType, index: TensorType, dim: int) -> TensorType:
     """Replace one length."""
     _check_index("index_select", index)
-    at = dimension(dim, x.rank, "index_select")
+    at = dimension("index_select", dim, x.rank)
     if index.rank != 1:
         raise VerifyError(f"index_select: expected an index of rank 1, got {index}")
     return moved(x, (*x.shape[:at], index.shape[0], *x.shape[at + 1 :]), "index_select")
@@ -153,7 +154,7 @@ def gather(x: Tensor, index: Array, dim: int) -> Any:
 def infer_gather(x: TensorType, index: TensorType, dim: int) -> TensorType:
     """Return the shape of the index."""
     _check_index("gather", index)
-    dimension(dim, x.rank, "gather")
+    dimension("gather", dim, x.rank)
     if index.rank != x.rank:
         raise VerifyError(f"gather: expected an index of rank {x.rank}, got {index}")
     return moved(x, index.shape, "gather")

@@ -10,8 +10,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import TensorType, bool_
+from refquant.kernels.checks import broadcast
 from refquant.kernels.layout import elementwise
-from refquant.kernels.movement import broadcast, example, move, moved, movement
+from refquant.kernels.movement import example, move, moved, movement
 from refquant.kernels.promotion import Number, result_dtype
 from refquant.kernels.rounding import quantize_before
 

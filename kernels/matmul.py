@@ -8,7 +8,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import Size, TensorType
-from refquant.kernels.movement import broadcast, example
+from refquant.kernels.checks import broadcast
+from refquant.kernels.movement import example
 from refquant.kernels.products import check_equal, check_float, check_rank, joined, product
 
 

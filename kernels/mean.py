@@ -14,7 +14,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import Dim, TensorType, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.float_sum import sum_dims
+from refquant.kernels.float_sum import Block, block, block_compiled, sum_dims
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import channels_last, is_channels_last
 from refquant.kernels.rounding_jit import to_int
@@ -36,11 +36,11 @@ def _is_innermost(x: Array, dims: tuple[int, ...]) -> bool:
     return dims == tuple(range(x.ndim - len(dims), x.ndim)) and bool(x.flags.c_contiguous)
 
 
-def mean_float(x: F32, dims: tuple[int, ...], target: Target) -> F32:
+def mean_float(x: F32, dims: tuple[int, ...], target: Target, inner: Block = block) -> F32:
     """Return torch's float mean: its sum, divided by the number of elements; keeps dimensions."""
     count = int(np.prod([x.shape[d] for d in dims], dtype=np.int64))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return sum_dims(x, dims, target) / np.float32(count)
+        return sum_dims(x, dims, target, inner) / np.float32(count)
 
 
 def reference(
@@ -102,13 +102,15 @@ def reference(
     return self.with_int_repr(_shaped(q, dims, keepdim))
 
 
-def _through_float(x: QTensor, dims: tuple[int, ...], target: Target) -> Array:
+def _through_float(
+    x: QTensor, dims: tuple[int, ...], target: Target, inner: Block = block
+) -> Array:
     scale, zero_point = float(x.scale), int(x.zero_point)
     quantize = (
         rounding.quantize_before if x.dtype.storage.itemsize == 4 else rounding.quantize_fused
     )
     real = rounding.dequantize_plain(_dense(x.int_repr), scale, zero_point)
-    return quantize(mean_float(real, dims, target), scale, zero_point, x.dtype)
+    return quantize(mean_float(real, dims, target, inner), scale, zero_point, x.dtype)
 
 
 def _dense(x: Array) -> Array:
@@ -157,13 +159,16 @@ def kernel(
     keepdim: bool = False,
     target: Target = Target(),
 ) -> QTensor | Array:
-    """Compute :func:`reference`; the integer sum is one compiled pass."""
-    if not isinstance(self, QTensor):
-        return reference(self, dim, keepdim, target)
-    x = self.int_repr
+    """Compute :func:`reference` with compiled sums."""
+    x = self.int_repr if isinstance(self, QTensor) else self
     dims = _dims(x.ndim, dim)
-    if x.size == 0 or not _is_innermost(x, dims):
+    if not isinstance(self, QTensor):
+        return _shaped(mean_float(self, dims, target, block_compiled), dims, keepdim)
+    if x.size == 0:
         return reference(self, dim, keepdim, target)
+    if not _is_innermost(x, dims):
+        q = _through_float(self, dims, target, block_compiled)
+        return self.with_int_repr(_shaped(q, dims, keepdim))
     kept = x.shape[: x.ndim - len(dims)]
     y = np.empty(kept + (1,) * len(dims), x.dtype)
     rows = x.reshape(int(np.prod(kept, dtype=np.int64)), -1)

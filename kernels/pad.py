@@ -10,8 +10,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import Size, TensorType
+from refquant.kernels.checks import known_length
 from refquant.kernels.layout import c_order, channels_last, is_channels_last
-from refquant.kernels.movement import check_length, example, move, moved, movement
+from refquant.kernels.movement import example, move, moved, movement
 from refquant.kernels.rounding import quantize_before
 
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -83,7 +84,7 @@ def infer(
         before, after = pad[2 * i], pad[2 * i + 1]
         if before or after:
             at = x.rank - 1 - i
-            length = check_length(x.shape[at], "pad", at)
+            length = known_length("pad", x.shape[at], at)
             if mode == "reflect" and max(before, after) >= length:
                 raise VerifyError(f"pad: reflect needs padding below {length}, got {pad}")
             shape[at] = length + before + after

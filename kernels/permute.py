@@ -8,7 +8,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.movement import dimension, example, move, moved, movement
+from refquant.kernels.checks import dimension
+from refquant.kernels.movement import example, move, moved, movement
 
 
 def permute(x: Tensor, dims: tuple[int, ...]) -> Any:
@@ -40,7 +41,7 @@ def permute(x: Tensor, dims: tuple[int, ...]) -> Any:
 
 def infer_permute(x: TensorType, dims: tuple[int, ...]) -> TensorType:
     """Reorder the lengths."""
-    order = [dimension(dim, x.rank, "permute") for dim in dims]
+    order = [dimension("permute", dim, x.rank) for dim in dims]
     if sorted(order) != list(range(x.rank)):
         raise VerifyError(f"permute: dims {dims} is not a permutation of {x.rank} dimensions")
     return moved(x, [x.shape[dim] for dim in order], "permute")
@@ -75,7 +76,7 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Any:
 
 def infer_transpose(x: TensorType, dim0: int, dim1: int) -> TensorType:
     """Swap two lengths."""
-    first, second = (dimension(dim, max(x.rank, 1), "transpose") for dim in (dim0, dim1))
+    first, second = (dimension("transpose", dim, max(x.rank, 1)) for dim in (dim0, dim1))
     shape = list(x.shape)
     if shape:
         shape[first], shape[second] = shape[second], shape[first]

@@ -10,8 +10,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import TensorType
+from refquant.kernels.checks import known_length
 from refquant.kernels.layout import c_order, channels_last, is_channels_last
-from refquant.kernels.movement import check_length, example, move, moved, movement
+from refquant.kernels.movement import example, move, moved, movement
 
 
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Any:
@@ -149,7 +150,7 @@ def infer_channel_shuffle(x: TensorType, groups: int) -> TensorType:
     """Check the number of channels."""
     if x.rank < 3:
         raise VerifyError(f"channel_shuffle: expected at least 3 dimensions, got {x}")
-    channels = check_length(x.shape[1], "channel_shuffle", 1)
+    channels = known_length("channel_shuffle", x.shape[1], 1)
     if groups < 1 or channels % groups:
         raise VerifyError(f"channel_shuffle: {channels} channels are not a multiple of {groups}")
     return moved(x, x.shape, "channel_shuffle")
@@ -158,7 +159,7 @@ def infer_channel_shuffle(x: TensorType, groups: int) -> TensorType:
 def _image(x: TensorType, op: str) -> tuple[int, int, int]:
     if x.rank < 3:
         raise VerifyError(f"{op}: expected at least 3 dimensions, got {x}")
-    channels, h, w = (check_length(size, op, i) for i, size in enumerate(x.shape[-3:]))
+    channels, h, w = (known_length(op, size, i) for i, size in enumerate(x.shape[-3:]))
     return channels, h, w
 
 

@@ -12,8 +12,9 @@ from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, bool_, int64
+from refquant.kernels.checks import dimension, known_length
 from refquant.kernels.float_sum import sum_dims
-from refquant.kernels.movement import check_length, dimension, example, movement
+from refquant.kernels.movement import example, movement
 
 Ints = tuple[int, ...]
 _SOURCE = "pytorch/aten/src/ATen/native/ReduceOps.cpp"
@@ -23,7 +24,7 @@ def _axes(rank: int, dim: Ints | int | None, op: str) -> Ints:
     if dim is None or dim == ():
         return tuple(range(rank))
     dims = (dim,) if isinstance(dim, int) else dim
-    return tuple(dimension(d, max(rank, 1), op) for d in dims if rank)
+    return tuple(dimension(op, d, max(rank, 1)) for d in dims if rank)
 
 
 def _reduced(shape: Shape, axes: Ints, keepdim: bool) -> Shape:
@@ -340,7 +341,7 @@ def cumsum(x: Array, dim: int) -> Array:
 def infer_cumsum(x: TensorType, dim: int) -> TensorType:
     """Check the dimension."""
     _plain(x, "cumsum")
-    dimension(dim, max(x.rank, 1), "cumsum")
+    dimension("cumsum", dim, max(x.rank, 1))
     return x if x.dtype.is_floating_point else TensorType(int64, x.shape)
 
 
@@ -392,8 +393,8 @@ def infer_topk(
     _plain(x, "topk")
     if x.dtype == bool_:
         raise VerifyError("topk: bool tensors have no order")
-    at = dimension(dim, x.rank, "topk")
-    length = check_length(x.shape[at], "topk", at)
+    at = dimension("topk", dim, x.rank)
+    length = known_length("topk", x.shape[at], at)
     if not 0 <= k <= length:
         raise VerifyError(f"topk: k must be in [0, {length}], got {k}")
     shape = (*x.shape[:at], k, *x.shape[at + 1 :])
@@ -435,7 +436,7 @@ def infer_log_softmax(x: TensorType, dim: int) -> TensorType:
     """Check the dimension."""
     if not x.dtype.is_floating_point:
         raise VerifyError(f"log_softmax: expected a float tensor, got {x}")
-    dimension(dim, max(x.rank, 1), "log_softmax")
+    dimension("log_softmax", dim, max(x.rank, 1))
     return x
 
 

@@ -10,7 +10,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import Shape, Size, TensorType, element_count, format_shape
-from refquant.kernels.movement import dimension, example, move, moved, movement
+from refquant.kernels.checks import dimension
+from refquant.kernels.movement import example, move, moved, movement
 
 
 def reshape(x: Tensor, shape: tuple[int, ...]) -> Any:
@@ -157,8 +158,8 @@ def infer_flatten(x: TensorType, start_dim: int = 0, end_dim: int = -1) -> Tenso
     """Multiply the lengths of the merged dimensions."""
     if x.rank == 0:
         return moved(x, (1,), "flatten")
-    first = dimension(start_dim, x.rank, "flatten")
-    last = dimension(end_dim, x.rank, "flatten")
+    first = dimension("flatten", start_dim, x.rank)
+    last = dimension("flatten", end_dim, x.rank)
     if first > last:
         raise VerifyError(f"flatten: start_dim {start_dim} lies behind end_dim {end_dim}")
     merged = element_count(x.shape[first : last + 1])

@@ -10,8 +10,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
+from refquant.kernels.checks import dimension
 from refquant.kernels.layout import channels_last, empty_like, is_channels_last
-from refquant.kernels.movement import dimension, example, move, movement
+from refquant.kernels.movement import example, move, movement
 
 Ints = tuple[int, ...]
 
@@ -59,7 +60,7 @@ def infer_roll(x: TensorType, shifts: Ints, dims: Ints) -> TensorType:
     if len(shifts) != len(dims):
         raise VerifyError(f"roll: {len(shifts)} shifts for {len(dims)} dims")
     for dim in dims:
-        dimension(dim, x.rank, "roll")
+        dimension("roll", dim, x.rank)
     return x
 
 
@@ -99,7 +100,7 @@ def flip(x: Tensor, dims: Ints) -> Any:
 def infer_flip(x: TensorType, dims: Ints) -> TensorType:
     """Check the dimensions."""
     for dim in dims:
-        dimension(dim, x.rank, "flip")
+        dimension("flip", dim, x.rank)
     return x
 
 

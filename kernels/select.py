@@ -10,7 +10,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.movement import check_length, dimension, example, move, moved, movement
+from refquant.kernels.checks import dimension, known_length
+from refquant.kernels.movement import example, move, moved, movement
 
 
 def _along(array: Array, dim: int, part: Any) -> Array:
@@ -48,7 +49,7 @@ def select(x: Tensor, dim: int, index: int) -> Any:
 
 def infer_select(x: TensorType, dim: int, index: int) -> TensorType:
     """Drop one length."""
-    at = dimension(dim, x.rank, "select")
+    at = dimension("select", dim, x.rank)
     length = x.shape[at]
     if isinstance(length, int) and not -length <= index < length:
         raise VerifyError(f"select: index must be in [{-length}, {length - 1}], got {index}")
@@ -90,13 +91,13 @@ def infer_slice(
     x: TensorType, dim: int = 0, start: int = 0, end: int | None = None, step: int = 1
 ) -> TensorType:
     """Count the entries; a symbolic length can only be taken whole."""
-    at = dimension(dim, x.rank, "slice")
+    at = dimension("slice", dim, x.rank)
     if step < 1:
         raise VerifyError(f"slice: step must be >= 1, got {step}")
     length = x.shape[at]
     whole = start == 0 and step == 1 and (end is None or end == length or end == 2**63 - 1)
     if not whole:
-        known = check_length(length, "slice", at)
+        known = known_length("slice", length, at)
         length = len(range(*slice(start, end, step).indices(known)))
     return moved(x, (*x.shape[:at], length, *x.shape[at + 1 :]), "slice")
 
@@ -138,8 +139,8 @@ def infer_split(
     x: TensorType, split_sizes: tuple[int, ...], dim: int = 0
 ) -> tuple[TensorType, ...]:
     """Check that the lengths add up."""
-    at = dimension(dim, x.rank, "split_with_sizes")
-    if sum(split_sizes) != check_length(x.shape[at], "split_with_sizes", at):
+    at = dimension("split_with_sizes", dim, x.rank)
+    if sum(split_sizes) != known_length("split_with_sizes", x.shape[at], at):
         raise VerifyError(
             f"split_with_sizes: {split_sizes} does not add up to {x.shape[at]} (dim {at})"
         )
@@ -176,8 +177,8 @@ def unbind(x: Tensor, dim: int = 0) -> tuple[Any, ...]:
 
 def infer_unbind(x: TensorType, dim: int = 0) -> tuple[TensorType, ...]:
     """Return one type for each entry."""
-    at = dimension(dim, x.rank, "unbind")
-    return (infer_select(x, at, 0),) * check_length(x.shape[at], "unbind", at)
+    at = dimension("unbind", dim, x.rank)
+    return (infer_select(x, at, 0),) * known_length("unbind", x.shape[at], at)
 
 
 _X = example(2, 3)

@@ -9,7 +9,8 @@ import numpy as np
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.movement import dimension, example, move, moved, movement
+from refquant.kernels.checks import dimension
+from refquant.kernels.movement import example, move, moved, movement
 
 Dims = int | tuple[int, ...] | None
 
@@ -50,7 +51,7 @@ def _removed(shape: tuple[Any, ...], dim: Dims) -> tuple[int, ...]:
         asked = set(range(len(shape)))
     else:
         dims = (dim,) if isinstance(dim, int) else dim
-        asked = {dimension(d, max(len(shape), 1), "squeeze") for d in dims}
+        asked = {dimension("squeeze", d, max(len(shape), 1)) for d in dims}
     return tuple(d for d in sorted(asked) if d < len(shape) and shape[d] == 1)
 
 
@@ -89,7 +90,7 @@ def unsqueeze(x: Tensor, dim: int) -> Any:
 
 def infer_unsqueeze(x: TensorType, dim: int) -> TensorType:
     """Insert a length of 1."""
-    place = dimension(dim, x.rank + 1, "unsqueeze")
+    place = dimension("unsqueeze", dim, x.rank + 1)
     return moved(x, (*x.shape[:place], 1, *x.shape[place:]), "unsqueeze")
 
 

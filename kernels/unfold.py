@@ -10,8 +10,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.movement import check_length, example, move, moved, movement
-from refquant.kernels.movement import dimension as counted
+from refquant.kernels.checks import dimension as counted
+from refquant.kernels.checks import known_length
+from refquant.kernels.movement import example, move, moved, movement
 
 Pair = tuple[int, int]
 
@@ -56,8 +57,8 @@ def unfold(self: Tensor, dimension: int, size: int, step: int) -> Any:
 
 def infer_unfold(self: TensorType, dimension: int, size: int, step: int) -> TensorType:
     """Count the windows."""
-    at = counted(dimension, self.rank, "unfold")
-    length = check_length(self.shape[at], "unfold", at)
+    at = counted("unfold", dimension, self.rank)
+    length = known_length("unfold", self.shape[at], at)
     if step < 1 or not 0 < size <= length:
         raise VerifyError(f"unfold: size {size} and step {step} do not fit a length of {length}")
     count = (length - size) // step + 1
@@ -128,7 +129,7 @@ def infer_im2col(
     if self.rank != 4 or self.dtype.is_quantized:
         raise VerifyError(f"im2col: expected (N, C, H, W), not quantized, got {self}")
     batch, *known = self.shape
-    c, *spatial = (check_length(size, "im2col", d + 1) for d, size in enumerate(known))
+    c, *spatial = (known_length("im2col", size, d + 1) for d, size in enumerate(known))
     outputs = _outputs(tuple(spatial), kernel_size, dilation, padding, stride)
     if min(outputs) < 1:
         raise VerifyError(f"im2col: kernel {kernel_size} does not fit {self}")

@@ -21,7 +21,7 @@ from refquant.ir.types import (
     qint32,
     quint8,
 )
-from refquant.kernels.float_sum import sum_dims
+from refquant.kernels.float_sum import block, block_compiled, sum_dims
 from tests.draw import LAYOUTS, Rng, laid_out, quantized
 from tests.oracle import (
     assert_matches_torch,
@@ -152,7 +152,8 @@ def test_float_sums_are_added_in_torchs_order(threads: int) -> None:
         x = laid_out(rng.normal(size=shape).astype(np.float32), LAYOUTS[i % 4])
         with torch_as(target):
             expected = call_torch("aten::sum", (x,), {"dim": dims, "keepdim": True})
-        np.testing.assert_array_equal(sum_dims(x, dims, target), expected)
+        for inner in (block, block_compiled):
+            np.testing.assert_array_equal(sum_dims(x, dims, target, inner), expected)
 
 
 # ------------------------------------------------------------------------------ resampling
