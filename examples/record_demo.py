@@ -10,7 +10,7 @@ import numpy as np
 
 import refquant
 from refquant.importers import from_fx
-from refquant.importers.fx import record_fx
+from refquant.importers.fx_torch import record_fx
 from refquant.ir.text import digest
 
 DATA = Path(refquant.__file__).parent / "data"

@@ -1,73 +1,24 @@
-"""Importing torch modules and FX GraphModules: the only file that knows torch's objects."""
+"""Importing torch modules and FX GraphModules: the walk over the traced graph."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from refquant.importers.builder import Rule, rebuild
+from refquant.importers.fx_torch import as_arrays, require_torch, to_tensor, trace
 from refquant.importers.rules import TorchBuilder
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
 from refquant.importers.torch_modules import MODULES, qualified_name
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Module, Node, Origin, Scope, Value
-from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
-from refquant.ir.target import Target
+from refquant.ir.qtensor import type_of
 from refquant.ir.types import DTYPES, Dim, DType, TensorType
-
-TORCH_VERSION = "2.13.0"
-
-
-def _torch() -> Any:
-    """Import torch and its quantization, and insist on the version whose bits are meant."""
-    try:
-        import torch
-        import torch.ao.quantization.fx._decomposed
-        import torch.fx
-    except ImportError:
-        raise UnsupportedError(
-            f"a torch module needs torch=={TORCH_VERSION}; pip install 'refquant[oracle]'"
-        ) from None
-    if torch.__version__.partition("+")[0] != TORCH_VERSION:
-        raise UnsupportedError(
-            f"torch {torch.__version__} is installed; refquant reproduces torch {TORCH_VERSION}"
-        )
-    return torch
-
-
-def to_tensor(tensor: Any) -> Tensor:
-    """Return a torch tensor as an array or QTensor with the same strides."""
-    torch = _torch()
-    tensor = tensor.detach()
-    if not tensor.is_quantized:
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.uint16).numpy().view(DTYPES["bfloat16"].storage)  # type: ignore[no-any-return]
-        return tensor.numpy()  # type: ignore[no-any-return]
-    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
-    if dtype.name != "quint4x2":  # int_repr() would lose the strides of a view
-        plain = torch.empty(0, dtype=getattr(torch, dtype.storage.name))
-        place = tensor.storage_offset(), tensor.size(), tensor.stride()
-        integers: Array = plain.set_(tensor.untyped_storage(), *place).numpy()
-    else:
-        integers = tensor.int_repr().numpy()
-        pairs = np.stack([integers & 15, integers >> 4], -1).reshape(-1)
-        integers = pairs[: tensor.numel()].reshape(tuple(tensor.shape))
-    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return QTensor(integers, tensor.q_scale(), tensor.q_zero_point(), None, dtype)
-    return QTensor(
-        integers,
-        tensor.q_per_channel_scales().double().numpy(),
-        tensor.q_per_channel_zero_points().numpy(),
-        tensor.q_per_channel_axis(),
-        dtype,
-    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +67,7 @@ class FxBuilder(TorchBuilder):
 
     def __init__(self, root: Any) -> None:
         super().__init__()
-        self._torch = _torch()
+        self._torch = require_torch()
         self._paths = {id(module): path for path, module in root.named_modules()}
 
     def operand(self, value: Any) -> Any:
@@ -452,43 +403,6 @@ def _is_in_place(node: Any, root: Any) -> bool:
     return bool(node.kwargs.get("inplace", False)) or changes_itself or in_place_operator
 
 
-def _trace(model: Any) -> tuple[Any, dict[str, tuple[str, Any]]]:
-    """Trace a module with the leaf rules of torch's quantization tracer."""
-    torch = _torch()
-    if isinstance(model, torch.fx.GraphModule):
-        return model, {}
-    from torch.ao.quantization.fx.tracer import QuantizationTracer
-
-    tracer = QuantizationTracer([], [])
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise VerifyError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
-        ) from None
-    return torch.fx.GraphModule(model, graph), tracer.node_name_to_scope
-
-
-def _example_arrays(example_inputs: Any) -> list[Tensor]:
-    torch = _torch()
-    if isinstance(example_inputs, torch.Tensor | np.ndarray):
-        example_inputs = (example_inputs,)
-    if not isinstance(example_inputs, Sequence) or not example_inputs:
-        raise VerifyError(
-            "from_fx: example_inputs is missing; give a tuple of tensors or arrays, because "
-            "shapes are not written in a torch module"
-        )
-    return [
-        to_tensor(value)
-        if isinstance(value, torch.Tensor)
-        else value
-        if isinstance(value, QTensor)
-        else np.asarray(value)
-        for value in example_inputs
-    ]
-
-
 def from_fx(
     model: Any, example_inputs: Any = None, *, target: str = "fbgemm", batch: str | None = "N"
 ) -> Graph:
@@ -519,11 +433,11 @@ def from_fx(
     UnsupportedError
         Listing every node that has no rule, with its path.
     """
-    torch = _torch()
+    torch = require_torch()
     if not isinstance(model, torch.nn.Module):
         raise VerifyError(f"from_fx: expected a torch.nn.Module, got {type(model).__name__}")
-    arrays = _example_arrays(example_inputs)
-    module, scopes = _trace(model)
+    arrays = as_arrays(example_inputs)
+    module, scopes = trace(model)
     types = [type_of(array) for array in arrays]
     if batch is not None and _share_batch(types):
         symbolic = [TensorType(t.dtype, (Dim(batch), *t.shape[1:]), t.qparams) for t in types]
@@ -541,7 +455,7 @@ def _share_batch(types: list[TensorType]) -> bool:
 def _import(
     module: Any, scopes: dict[str, tuple[str, Any]], types: list[TensorType], target: str
 ) -> Graph:
-    torch = _torch()
+    torch = require_torch()
     builder = FxBuilder(module)
     job = _Import(module, builder, _function_names(torch), scopes)
     remaining = list(types)
@@ -590,85 +504,3 @@ def _import(
     graph.provenance = {"torch": torch.__version__, "target": target}
     graph.verify()
     return graph
-
-
-def as_arrays(inputs: Sequence[Any]) -> list[Tensor]:
-    """Return positional inputs as arrays and QTensors."""
-    return _example_arrays(inputs)
-
-
-def to_torch(tensor: Tensor) -> Any:
-    """Return an array or QTensor as a torch tensor with the same strides."""
-    torch = _torch()
-    if not isinstance(tensor, QTensor):
-        return torch.as_tensor(tensor)
-    integers = torch.as_tensor(tensor.int_repr)
-    if tensor.axis is None:
-        return torch._make_per_tensor_quantized_tensor(
-            integers, float(tensor.scale), int(tensor.zero_point)
-        )
-    return torch._make_per_channel_quantized_tensor(
-        integers,
-        torch.as_tensor(np.asarray(tensor.scale, np.float64)),
-        torch.as_tensor(np.asarray(tensor.zero_point, np.int64)),
-        tensor.axis,
-    )
-
-
-def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Tensor]:
-    """Run a torch model and return the value of every node by its name.
-
-    The parts of a tuple are named ``node.0``, ``node.1``. torch's engine and thread count are
-    set to the target's for the run. The run is on a copy, because packed weights keep the engine
-    under which they were packed (by default x86, whose convolutions are onednn's), and copying
-    packs them again.
-    """
-    torch = _torch()
-    recorded: dict[str, Tensor] = {}
-
-    class Recorder(torch.fx.Interpreter):  # type: ignore[name-defined]
-        def run_node(self, n: Any) -> Any:
-            result = super().run_node(n)
-            if n.op not in ("output", "get_attr"):
-                note(n.name, result)
-            return result
-
-    def note(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            recorded[name] = to_tensor(copy.deepcopy(value.detach()))  # clone() loses strides
-        elif isinstance(value, tuple | list):
-            for i, part in enumerate(value):
-                note(f"{name}.{i}", part)
-
-    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
-    try:
-        torch.set_num_threads(target.threads)
-        torch.backends.quantized.engine = str(target.engine)
-        module, _ = _trace(copy.deepcopy(model))
-        with torch.no_grad():
-            Recorder(module).run(*(to_torch(array) for array in as_arrays(inputs)))
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.quantized.engine = engine
-    return recorded
-
-
-def load_saved(path: str) -> Any:
-    """Load a module that ``torch.save`` wrote.
-
-    Raises
-    ------
-    VerifyError
-        If the file does not hold a torch module.
-    """
-    torch = _torch()
-    try:
-        module = torch.load(path, weights_only=False)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise VerifyError(f"{path}: not a module saved by torch ({reason})") from None
-    if not isinstance(module, torch.nn.Module):
-        raise VerifyError(f"{path}: holds {type(module).__name__}, expected a GraphModule")
-    return module

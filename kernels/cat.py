@@ -13,7 +13,7 @@ from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, format_shape, quint8
 from refquant.kernels.checks import dimension
-from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.kernels.layout import c_order, channels_last, is_channels_last
 from refquant.kernels.movement import example, move, movement
 from refquant.kernels.promotion import result_dtype
 
@@ -32,7 +32,7 @@ def cat(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
 
     Returns
     -------
-    Tensor, channels-last if all are
+    Tensor, channels-last if all are, otherwise contiguous
 
     Raises
     ------
@@ -48,7 +48,7 @@ def cat(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
         return REGISTRY["quantized::cat"].reference(*tensors, dim=dim, target=target)
     arrays = _promoted(tensors)
     result = np.concatenate(arrays, dim)
-    return channels_last(result) if all(map(is_channels_last, arrays)) else result
+    return channels_last(result) if all(map(is_channels_last, arrays)) else c_order(result)
 
 
 def _promoted(tensors: tuple[Tensor, ...]) -> list[Array]:

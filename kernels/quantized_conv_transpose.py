@@ -147,25 +147,6 @@ def _scatter(
     return total[tuple(slice(p, p + o) for p, o in zip(padding, out, strict=True))]
 
 
-def _is_direct(
-    inputs: int, outputs: int, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints
-) -> bool:
-    """Whether fbgemm takes its direct kernel, which packs the weight wrongly in torch 2.13.
-
-    Two runs with the same operands differ, and so do two reads of the packed weight.
-    """
-    return (
-        len(kernel) == 2
-        and kernel[0] == 2
-        and kernel[1] <= 6
-        and inputs % 8 == 0
-        and outputs % 8 == 0
-        and max(stride) <= 2
-        and max(padding) == 0
-        and max(dilation) == 1
-    )
-
-
 def infer(
     x: TensorType,
     weight: TensorType,
@@ -196,17 +177,12 @@ def infer(
             f"{op}: weight {format_shape(weight.shape)} needs {inputs} input channels, "
             f"got {x.shape[1]}"
         )
-    if groups == 1 and _is_direct(inputs, each, tuple(kernel), stride, padding, dilation):
-        raise UnsupportedError(
-            f"{op}: torch 2.13's fbgemm reads memory that is not the weight's for kernel "
-            f"{tuple(kernel)} with {inputs} to {each} channels; its results are not defined"
-        )
     checks.vector(op, bias, groups * each, "bias")
     geometry = Geometry(tuple(kernel), stride, padding, output_padding, dilation)
     if groups == 1 and _is_undefined(geometry, inputs, each):
         raise UnsupportedError(
-            f"{op}: the fbgemm of torch 2.13.0 leaves weight and result undefined for kernel "
-            f"{format_shape(geometry.kernel)} and {inputs} to {each} channels"
+            f"{op}: torch 2.13's fbgemm computes kernel {geometry.kernel} with {inputs} to {each} "
+            "channels wrongly and cannot unpack its weight; its results are not defined"
         )
     out = geometry.out(x.shape[2:])
     check_out(op, out)

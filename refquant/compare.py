@@ -214,7 +214,7 @@ def run_diff(
     UnsupportedError
         If torch of the version whose bits are meant is not installed.
     """
-    from refquant.importers.fx import as_arrays, record_fx
+    from refquant.importers.fx_torch import as_arrays, record_fx
 
     machine = Target.parse(target) if isinstance(target, str) else target or graph.target
     arrays = as_arrays(inputs)

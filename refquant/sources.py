@@ -62,7 +62,7 @@ def read_saved(path: str, shapes: list[str]) -> Source:
     VerifyError
         If the file does not hold a module or no shape is given.
     """
-    from refquant.importers.fx import load_saved
+    from refquant.importers.fx_torch import load_saved
 
     if not shapes:
         raise VerifyError(

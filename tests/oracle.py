@@ -9,83 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from refquant.importers import fx_torch
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import DType, quint4x2
-from refquant.kernels.layout import is_channels_last
+from refquant.ir.types import DType
 
 
 def to_torch(value: Any) -> Any:
     """Turn an array, QTensor or DType into torch's, keeping strides."""
-    if isinstance(value, QTensor):
-        if value.axis is None:
-            return _make_per_tensor(value)
-        integers = torch.as_tensor(value.int_repr)
-        made = torch._make_per_channel_quantized_tensor(
-            integers,
-            torch.as_tensor(np.asarray(value.scale)),
-            torch.as_tensor(np.asarray(value.zero_point)),
-            value.axis,
-        )
-        if is_channels_last(value.int_repr):  # making the tensor loses its memory format
-            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-            made = made.contiguous(memory_format=formats[made.ndim])
-        return made
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value)
-    if isinstance(value, DType):
-        return getattr(torch, value.name)
-    return value
-
-
-def _make_per_tensor(value: QTensor) -> torch.Tensor:
-    """Make the memory first: torch gives a made tensor a memory format of its own choice."""
-    x = value.int_repr
-    steps = [stride // x.itemsize for stride in x.strides]
-    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, steps, strict=True))
-    memory = np.lib.stride_tricks.as_strided(x, (extent if x.size else 0,), (x.itemsize,))
-    made = torch._make_per_tensor_quantized_tensor(
-        torch.as_tensor(memory), float(value.scale), int(value.zero_point)
-    )
-    return made.as_strided(x.shape, steps)
-
-
-def _integers(value: torch.Tensor) -> Any:
-    """Return ``int_repr`` with the strides of ``value``, which ``int_repr`` itself may lose."""
-    if value.dtype == torch.quint4x2 or value.qscheme() != torch.per_tensor_affine:
-        return value.int_repr().numpy()
-    extent = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
-    memory = value.as_strided((extent if value.numel() else 0,), (1,)).int_repr().numpy()
-    steps = [step * memory.itemsize for step in value.stride()]
-    return np.lib.stride_tricks.as_strided(memory, tuple(value.shape), steps)
+    if isinstance(value, QTensor | np.ndarray):
+        return fx_torch.to_torch(value)
+    return getattr(torch, value.name) if isinstance(value, DType) else value
 
 
 def from_torch(value: Any) -> Any:
     """Turn torch's result into arrays and QTensors."""
     if isinstance(value, tuple | list):
         return tuple(map(from_torch, value))
-    if not isinstance(value, torch.Tensor):
-        return value
-    value = value.detach()
-    if not value.is_quantized:
-        return value.numpy()
-    from refquant.ir.types import DTYPES
-
-    dtype = DTYPES[str(value.dtype).removeprefix("torch.")]
-    integers = _integers(value)
-    if dtype == quint4x2:  # two values to a byte, the first one in the low half
-        pairs = np.stack([integers & 15, integers >> 4], -1)
-        integers = pairs.reshape(-1)[: value.numel()].reshape(value.shape)
-    if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-        return QTensor(integers, value.q_scale(), value.q_zero_point(), None, dtype)
-    return QTensor(
-        integers,
-        value.q_per_channel_scales().numpy(),
-        value.q_per_channel_zero_points().numpy(),
-        value.q_per_channel_axis(),
-        dtype,
-    )
+    return fx_torch.to_tensor(value) if isinstance(value, torch.Tensor) else value
 
 
 def call_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> Any:

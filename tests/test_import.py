@@ -66,6 +66,23 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "softmax": (nn.Softmax(-1), TABLE),
     "log_softmax": (nn.LogSoftmax(1), TABLE),
     "threshold": (nn.Threshold(0.1, 2.0), TABLE),
+    "celu": (nn.CELU(0.7), TABLE),
+    "selu": (nn.SELU(), TABLE),
+    "rrelu": (nn.RReLU(), TABLE),
+    "glu": (nn.GLU(1), TABLE),
+    "mish": (nn.Mish(), TABLE),
+    "softplus": (nn.Softplus(2.0), TABLE),
+    "softsign": (nn.Softsign(), TABLE),
+    "softmin": (nn.Softmin(1), TABLE),
+    "softmax2d": (nn.Softmax2d(), IMAGE),
+    "tanhshrink": (nn.Tanhshrink(), TABLE),
+    "hardshrink": (nn.Hardshrink(), TABLE),
+    "softshrink": (nn.Softshrink(), TABLE),
+    "log_sigmoid": (nn.LogSigmoid(), TABLE),
+    "local_response_norm": (nn.LocalResponseNorm(3), IMAGE),
+    "local_response_norm-1d": (nn.LocalResponseNorm(2), SEQUENCE),
+    "adaptive_max_pool2d": (nn.AdaptiveMaxPool2d((3, None)), IMAGE),
+    "unfold": (nn.Unfold(3, padding=1), IMAGE),
     "dropout": (nn.Dropout(), TABLE),
     "dropout2d": (nn.Dropout2d(), IMAGE),
     "identity": (nn.Identity(), TABLE),
@@ -173,6 +190,24 @@ CALLS: dict[str, tuple[Forward, tuple[int, ...]]] = {
     "masked_fill": (lambda x: x.masked_fill(x > 0.2, -1.0), TABLE),
     "where": (lambda x: torch.where(x > 0, x, x * 0.5), TABLE),
     "to": (lambda x: x.to(torch.float64).float(), TABLE),
+    "max-dim": (lambda x: x.max(1)[0] + torch.max(x, dim=1).values, TABLE),
+    "min-dim": (lambda x: x.min(1, keepdim=True).indices, TABLE),
+    "max-two": (lambda x: torch.max(x, -x), TABLE),
+    "std": (lambda x: x.std(1), TABLE),
+    "addmm": (lambda x: torch.addmm(x, x, torch.eye(12), beta=2, alpha=0.5), TABLE),
+    "T": (lambda x: x @ (x[0] * _WEIGHT.reshape(2, 12)).T, TABLE),
+    "zeros_like": (lambda x: torch.zeros_like(x) + torch.ones_like(x) * x, TABLE),
+    "new_zeros": (lambda x: torch.cat([x.new_zeros(x.size(0), 1), x], 1), TABLE),
+    "logical": (lambda x: x * ((x > 0) & ~(x > 1) | (x < -1)), TABLE),
+    "where-number": (lambda x: torch.where(x > 0, x, 0.5), TABLE),
+    "clamp-tensor": (lambda x: torch.clamp(x, x * 0.5, torch.ones(12)), TABLE),
+    "casts": (lambda x: x.int().double() + x.long() + x.half().float(), TABLE),
+    "movedim": (lambda x: x.movedim(1, -1) + torch.movedim(x, (1, 2), (3, 1)), IMAGE),
+    "tile": (lambda x: x.tile(2, 1) + x.repeat_interleave(2, dim=1), SEQUENCE),
+    "x.unfold": (lambda x: x.unfold(2, 4, 2), SEQUENCE),
+    "getitem-list": (lambda x: x[:, [2, 0]], IMAGE),
+    "number-power": (lambda x: 2**x, TABLE),
+    "F.glu": (lambda x: F.glu(x, 1), IMAGE),
     "dict": (lambda x: {"out": x + 1, "parts": [x * 2, (x,)]}, TABLE),
 }
 
@@ -243,6 +278,31 @@ def test_an_in_place_call_changes_what_later_nodes_see() -> None:
         return y.mul_(2) + y
 
     check(Call(forward), TABLE)
+
+
+def test_a_change_in_place_of_shared_memory() -> None:
+    """A view shows a change of its base, which values cannot; the same tensor changes its name."""
+
+    def same(x: torch.Tensor) -> torch.Tensor:
+        y = x + 0
+        z = F.dropout(y, 0.5, False)
+        z.relu_()
+        return y + z
+
+    def last_use(x: torch.Tensor) -> torch.Tensor:
+        return (x + 0).flatten(1).relu_()
+
+    def view(x: torch.Tensor) -> torch.Tensor:
+        y = x + 0
+        y[:, :2].relu_()
+        return y
+
+    check(Call(same), TABLE)
+    check(Call(last_use), IMAGE)
+    with pytest.raises(
+        UnsupportedError, match="relu_: a change in place of memory that add shares"
+    ):
+        from_fx(Call(view), (example(TABLE),))
 
 
 def test_origin_tells_path_class_and_scope() -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from refquant.compare import graph_diff, run_diff
 from refquant.importers import from_fx
-from refquant.importers.fx import record_fx
+from refquant.importers.fx_torch import as_arrays, record_fx
 from refquant.ir import Graph, QTensor, UnsupportedError, load
+from refquant.kernels.layout import is_channels_last
 
 SHAPE = (2, 3, 12, 12)
 
@@ -276,6 +277,53 @@ def test_the_batch_of_a_quantized_network_is_symbolic(prepared: dict[str, nn.Mod
     inputs = (torch.randn(5, 3, 12, 12),)
     with flows.fbgemm():
         assert run_diff(graph, model, inputs).bit_exact
+
+
+class Layouts(nn.Module):
+    """Layers whose operands differ in memory format, scale or origin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.dw = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.reflect = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.attend = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.squeeze, self.shuffle = nn.AdaptiveAvgPool2d(1), nn.PixelShuffle(2)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = self.a(x)
+        y = 0.3 * self.reflect(F.relu(self.dw(x))) - 1
+        gate = self.attend(self.squeeze(x).squeeze(-1).transpose(-1, -2)).transpose(-1, -2)
+        x = torch.stack([x, y], 1)[:, 1] * gate.unsqueeze(-1).sigmoid().expand_as(x)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+        z = self.shuffle(torch.roll(x, 1, 3))
+        up = F.interpolate(self.squeeze(z), size=(h, w), mode="nearest")
+        return up, z.mean((2, 3)), self.fc(x.mean(3)), F.leaky_relu(x, 0.2).amax(1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("executor", ["reference", "fast"])
+def test_memory_formats_are_torchs(executor: Any, memory_format: Any) -> None:
+    torch.manual_seed(0)
+    model = flows.convert(flows.prepare(Layouts(), SHAPE))
+    inputs = (example()[0].contiguous(memory_format=memory_format),)
+    graph = from_fx(model, inputs)
+    with flows.fbgemm():
+        expected = record_fx(model, inputs, graph.target)
+        diff = run_diff(graph, model, inputs, executor=executor)
+    assert [row for row in diff.rows if not row.equal and not row.inherited] == []
+    values = graph.run(*as_arrays(inputs), executor=executor, record=True).values
+    for name in expected.keys() & values.keys():
+        theirs, ours = (getattr(v, "int_repr", v) for v in (expected[name], values[name]))
+        assert is_channels_last(ours) == is_channels_last(theirs), name
+
+
+def test_a_reference_convolution_pads_with_zeros_as_torchs_does() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
+    model = flows.convert(flows.prepare(net, SHAPE), "decomposed")
+    steps_differ_at_most_by_one(from_fx(model, example()), model)
 
 
 def test_a_transposed_convolution_that_torch_computes_arbitrarily_is_refused() -> None:

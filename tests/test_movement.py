@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import assert_same, assert_same_strides, from_torch, this_machine, to_torch
 
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.types import DTYPES, Dim, TensorType, float64, int32
+from refquant.kernels.layout import is_channels_last
 
 RNG = np.random.default_rng(0)
 
@@ -30,6 +32,9 @@ def codes(*shape: int) -> QTensor:
 
 X, Y = normal(2, 3, 4), normal(2, 3, 4)
 IMAGE = normal(2, 8, 4, 6)
+CODES_LAST = QTensor(channels_last(codes(2, 8, 4, 6).int_repr), 0.25, 3)
+LOOSE = channels_last(IMAGE)[:, ::2]
+QUINT8 = {"scale": 0.1, "zero_point": 3, "dtype": DTYPES["quint8"]}
 TIES = np.array([0.5, 1.5, -0.5, -1.5, 2.5, 0.0, -0.0], np.float32)
 INTS = RNG.integers(-9, 9, (2, 3, 4))
 POSITIVE = np.abs(X) + 0.1
@@ -47,7 +52,23 @@ EXACT: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("aten::expand", (X[:, :1],), {"size": (5, -1, 3, 4)}),
     ("aten::repeat", (X,), {"repeats": (2, 1, 3, 2)}),
     ("aten::roll", (X,), {"shifts": (1, -2), "dims": (0, 2)}),
+    ("aten::roll", (channels_last(IMAGE),), {"shifts": (3,), "dims": (3,)}),
     ("aten::flip", (channels_last(IMAGE),), {"dims": (1, -1)}),
+    ("aten::unfold", (X,), {"dimension": 2, "size": 2, "step": 2}),
+    (
+        "aten::im2col",
+        (IMAGE,),
+        {"kernel_size": (3, 2), "dilation": (1, 2), "padding": (1, 0), "stride": (2, 1)},
+    ),
+    ("aten::new_full", (X,), {"size": (2, 3), "fill_value": 0.1}),
+    ("aten::hardshrink", (X,), {"lambd": 0.3}),
+    ("aten::softshrink", (X,), {"lambd": 0.3}),
+    ("aten::trunc", (TIES,), {}),
+    ("aten::logical_and", (X, INTS), {}),
+    ("aten::logical_xor", (MASK, INTS), {}),
+    ("aten::max.dim", (X,), {"dim": 1, "keepdim": True}),
+    ("aten::min.dim", (X,), {"dim": -1, "keepdim": False}),
+    ("aten::pad", (channels_last(IMAGE),), {"pad": (2, 1, 1, 0), "mode": "circular"}),
     ("aten::clone", (channels_last(IMAGE),), {}),
     ("aten::select", (X,), {"dim": 1, "index": -1}),
     ("aten::slice", (X,), {"dim": -1, "start": -3, "end": 9, "step": 2}),
@@ -114,6 +135,12 @@ EXACT: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("aten::clone", (codes(2, 6),), {}),
     ("aten::unsqueeze", (codes(2, 6),), {"dim": 0}),
     ("aten::pixel_shuffle", (codes(2, 8, 3, 3),), {"upscale_factor": 2}),
+    ("aten::pixel_shuffle", (CODES_LAST,), {"upscale_factor": 2}),
+    ("aten::pixel_unshuffle", (CODES_LAST,), {"downscale_factor": 2}),
+    ("aten::channel_shuffle", (CODES_LAST,), {"groups": 2}),
+    ("aten::pad", (CODES_LAST,), {"pad": (1, 1), "mode": "constant", "value": 0.3}),
+    ("aten::quantize_per_tensor", (LOOSE,), QUINT8),
+    ("aten::quantize_per_tensor", (X.transpose(0, 2, 1),), QUINT8),
     ("aten::channel_shuffle", (codes(2, 8, 3, 3),), {"groups": 2}),
 ]
 # How far float sums and elementary functions may be from torch's, relative to the largest.
@@ -124,6 +151,11 @@ CLOSE: list[tuple[str, tuple[Any, ...], dict[str, Any], float]] = [
     ("aten::sin", (X,), {}, 1e-7),
     ("aten::cos", (X,), {}, 1e-7),
     ("aten::erf", (X,), {}, 1e-6),
+    ("aten::log1p", (POSITIVE,), {}, 1e-7),
+    ("aten::expm1", (X,), {}, 1e-7),
+    ("aten::softplus", (X * 20,), {"beta": 2.0, "threshold": 15.0}, 1e-6),
+    ("aten::log_sigmoid", (X * 20,), {}, 1e-6),
+    ("aten::mish", (X * 5,), {}, 1e-6),
     ("aten::pow.Tensor_Tensor", (POSITIVE, Y), {}, 1e-6),
     ("aten::pow.Scalar", (X,), {"self": 2.0}, 1e-6),
     ("aten::var", (X,), {"dim": (0, 2), "correction": 1, "keepdim": True}, 1e-6),
@@ -145,7 +177,7 @@ def torch_result(name: str, operands: tuple[Any, ...], attributes: dict[str, Any
     function = getattr(torch.ops.aten, op)
     if overload:
         function = getattr(function, overload)
-    keywords = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes.items()}
+    keywords = {k: list(v) if isinstance(v, tuple) else to_torch(v) for k, v in attributes.items()}
     if op == "sum" and "dim" in keywords:
         function = function.dim_IntList
     if op == "var":
@@ -223,6 +255,54 @@ def test_products_of_whole_numbers_are_exact(memory: str) -> None:
     )
     actual = OPS["aten::conv_transpose2d"].reference(x, weight, None, **geometry)
     assert_same(actual, expected)
+
+
+def memories(shape: tuple[int, ...]) -> list[Any]:
+    """Return one tensor in several memory formats, dense and not."""
+    n, c, h, w = shape
+    wide = normal(n, 2 * c, h, w)
+    return [
+        normal(*shape),
+        channels_last(normal(*shape)),
+        wide[:, 1::2],
+        channels_last(wide)[:, ::2],
+        normal(n, h, c, w).transpose(0, 2, 1, 3),
+    ]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 4), (1, 3, 4, 1), (2, 3, 1, 1), (3, 1, 2, 1)])
+def test_elementwise_results_have_torchs_memory_format(shape: tuple[int, ...]) -> None:
+    """Lengths of one count, too: quantized kernels ask for the format of (N, C, 1, 1) images."""
+    second = [y for s in (shape, (1, *shape[1:]), (1, 1, 1, 1)) for y in memories(s)]
+    calls = [("aten::add", (x, y)) for x in memories(shape) for y in second]
+    calls += [(f"aten::{name}", (x,)) for x in memories(shape) for name in ("relu", "abs", "silu")]
+    for name, operands in calls:
+        expected = torch_result(name, operands, {})
+        actual = OPS[name].reference(*operands)
+        assert_same_strides(actual, expected)
+        assert is_channels_last(actual) == is_channels_last(expected), [
+            x.strides for x in operands
+        ]
+
+
+@pytest.mark.filterwarnings("ignore:All inputs of this cat:UserWarning")
+def test_stack_joins_and_splits() -> None:
+    images = [channels_last(normal(2, 3, 4, 5)) for _ in range(2)]
+    two = [QTensor(codes(2, 3).int_repr, scale, 7) for scale in (0.25, 0.4)]
+    for tensors in (images, two):
+        for dim in (0, 1, -1):
+            expected = from_torch(torch.stack([to_torch(x) for x in tensors], dim))
+            actual = OPS["aten::stack"].reference(*tensors, dim=dim)
+            assert_same(actual, expected)
+            assert_same_strides(actual, expected)
+            assert OPS["aten::stack"].infer(*map(type_of, tensors), dim=dim) == type_of(actual)
+
+
+def test_adaptive_max_pool() -> None:
+    for rank, size in ((1, (3,)), (2, (3, 5)), (3, (1, 2, 3))):
+        x = normal(2, 3, *(7, 5, 4)[:rank])
+        expected = getattr(F, f"adaptive_max_pool{rank}d")(to_torch(x), size).numpy()
+        assert_same(OPS[f"aten::adaptive_max_pool{rank}d"].reference(x, size), expected)
 
 
 def test_einsum_and_attention() -> None:

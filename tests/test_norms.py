@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import OPS
-from refquant.ir.target import Target
-from refquant.ir.types import Dim, DType, QParams, TensorType, float32, float64, qint8, quint8
-from tests.draw import LAYOUTS, Array, Rng, laid_out, moved, quantized, real, scale_at_tie
-from tests.draw import zero_point as draw_zero_point
-from tests.oracle import (
+from draw import LAYOUTS, Array, Rng, laid_out, moved, quantized, real, scale_at_tie
+from draw import zero_point as draw_zero_point
+from oracle import (
     assert_matches_torch,
     assert_same_strides,
     call_torch,
     this_machine,
 )
+
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.op import OPS
+from refquant.ir.target import Target
+from refquant.ir.types import Dim, DType, QParams, TensorType, float32, float64, qint8, quint8
 
 DTYPES = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8)]
 TARGET = this_machine()

@@ -9,6 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from draw import (
+    LAYOUTS,
+    Rng,
+    argument_at_tie,
+    floats,
+    laid_out,
+    moved,
+    quantized,
+    real,
+    scale_at_tie,
+    zero_point,
+)
+from oracle import assert_matches_torch, assert_same, call_torch, this_machine
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import OPS
@@ -28,19 +41,6 @@ from refquant.ir.types import (
 )
 from refquant.kernels import elementary, elementary_jit
 from refquant.kernels.jit import jit
-from tests.draw import (
-    LAYOUTS,
-    Rng,
-    argument_at_tie,
-    floats,
-    laid_out,
-    moved,
-    quantized,
-    real,
-    scale_at_tie,
-    zero_point,
-)
-from tests.oracle import assert_matches_torch, assert_same, call_torch, this_machine
 
 DTYPES = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8, qint32)]
 EIGHT_BITS = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8)]

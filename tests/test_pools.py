@@ -6,6 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from draw import LAYOUTS, Rng, laid_out, quantized
+from oracle import (
+    assert_matches_torch,
+    assert_same_strides,
+    call_torch,
+    this_machine,
+    torch_as,
+)
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import OPS
@@ -22,14 +30,6 @@ from refquant.ir.types import (
     quint8,
 )
 from refquant.kernels.float_sum import block, block_compiled, sum_dims
-from tests.draw import LAYOUTS, Rng, laid_out, quantized
-from tests.oracle import (
-    assert_matches_torch,
-    assert_same_strides,
-    call_torch,
-    this_machine,
-    torch_as,
-)
 
 DTYPES = [
     *(pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8, qint32)),

@@ -1,0 +1,189 @@
+"""The side of torch: its tensors and ours, tracing, running and loading its models.
+
+The only file that imports torch, and only when one of its functions is called.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.qtensor import Array, QTensor, Tensor
+from refquant.ir.target import Target
+from refquant.ir.types import DTYPES
+from refquant.kernels.layout import is_channels_last
+
+TORCH_VERSION = "2.13.0"
+
+
+def require_torch() -> Any:
+    """Import torch and its quantization, and insist on the version whose bits are meant."""
+    try:
+        import torch
+        import torch.ao.quantization.fx._decomposed
+        import torch.fx
+    except ImportError:
+        raise UnsupportedError(
+            f"a torch module needs torch=={TORCH_VERSION}; pip install 'refquant[oracle]'"
+        ) from None
+    if torch.__version__.partition("+")[0] != TORCH_VERSION:
+        raise UnsupportedError(
+            f"torch {torch.__version__} is installed; refquant reproduces torch {TORCH_VERSION}"
+        )
+    return torch
+
+
+def to_tensor(tensor: Any) -> Tensor:
+    """Return a torch tensor as an array or QTensor with the same strides."""
+    torch = require_torch()
+    tensor = tensor.detach()
+    if not tensor.is_quantized:
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.uint16).numpy().view(DTYPES["bfloat16"].storage)  # type: ignore[no-any-return]
+        return tensor.numpy()  # type: ignore[no-any-return]
+    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    if dtype.name != "quint4x2":  # int_repr() would lose the strides of a view
+        plain = torch.empty(0, dtype=getattr(torch, dtype.storage.name))
+        place = tensor.storage_offset(), tensor.size(), tensor.stride()
+        integers: Array = plain.set_(tensor.untyped_storage(), *place).numpy()
+    else:
+        integers = tensor.int_repr().numpy()
+        pairs = np.stack([integers & 15, integers >> 4], -1).reshape(-1)
+        integers = pairs[: tensor.numel()].reshape(tuple(tensor.shape))
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return QTensor(integers, tensor.q_scale(), tensor.q_zero_point(), None, dtype)
+    return QTensor(
+        integers,
+        tensor.q_per_channel_scales().numpy(),
+        tensor.q_per_channel_zero_points().numpy(),
+        tensor.q_per_channel_axis(),
+        dtype,
+    )
+
+
+def trace(model: Any) -> tuple[Any, dict[str, tuple[str, Any]]]:
+    """Trace a module with the leaf rules of torch's quantization tracer."""
+    torch = require_torch()
+    if isinstance(model, torch.fx.GraphModule):
+        return model, {}
+    from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+    tracer = QuantizationTracer([], [])
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerifyError(
+            f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
+        ) from None
+    return torch.fx.GraphModule(model, graph), tracer.node_name_to_scope
+
+
+def as_arrays(example_inputs: Any) -> list[Tensor]:
+    """Return positional inputs as arrays and QTensors."""
+    torch = require_torch()
+    if isinstance(example_inputs, torch.Tensor | np.ndarray):
+        example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, Sequence) or not example_inputs:
+        raise VerifyError(
+            "from_fx: example_inputs is missing; give a tuple of tensors or arrays, because "
+            "shapes are not written in a torch module"
+        )
+    return [
+        to_tensor(value)
+        if isinstance(value, torch.Tensor)
+        else value
+        if isinstance(value, QTensor)
+        else np.asarray(value)
+        for value in example_inputs
+    ]
+
+
+def to_torch(tensor: Tensor) -> Any:
+    """Return an array or QTensor as a torch tensor with the same strides."""
+    torch = require_torch()
+    if not isinstance(tensor, QTensor):
+        return torch.as_tensor(tensor)
+    x = tensor.int_repr
+    if tensor.axis is not None:
+        made = torch._make_per_channel_quantized_tensor(
+            torch.as_tensor(x),
+            torch.as_tensor(np.asarray(tensor.scale)),
+            torch.as_tensor(np.asarray(tensor.zero_point)),
+            tensor.axis,
+        )
+        if is_channels_last(x):  # making the tensor loses its memory format
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            made = made.contiguous(memory_format=formats[x.ndim])
+        return made
+    # The memory first: torch gives a made tensor a memory format of its own choice.
+    steps = [stride // x.itemsize for stride in x.strides]
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, steps, strict=True))
+    memory = np.lib.stride_tricks.as_strided(x, (extent if x.size else 0,), (x.itemsize,))
+    made = torch._make_per_tensor_quantized_tensor(
+        torch.as_tensor(memory), float(tensor.scale), int(tensor.zero_point)
+    )
+    return made.as_strided(x.shape, steps)
+
+
+def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Tensor]:
+    """Run a torch model and return the value of every node by its name.
+
+    The parts of a tuple are named ``node.0``, ``node.1``. torch's engine and thread count are
+    set to the target's for the run. The run is on a copy, because packed weights keep the engine
+    under which they were packed (by default x86, whose convolutions are onednn's), and copying
+    packs them again.
+    """
+    torch = require_torch()
+    recorded: dict[str, Tensor] = {}
+
+    class Recorder(torch.fx.Interpreter):  # type: ignore[name-defined]
+        def run_node(self, n: Any) -> Any:
+            result = super().run_node(n)
+            if n.op not in ("output", "get_attr"):
+                note(n.name, result)
+            return result
+
+    def note(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            recorded[name] = to_tensor(copy.deepcopy(value.detach()))  # clone() loses strides
+        elif isinstance(value, tuple | list):
+            for i, part in enumerate(value):
+                note(f"{name}.{i}", part)
+
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    try:
+        torch.set_num_threads(target.threads)
+        torch.backends.quantized.engine = str(target.engine)
+        module, _ = trace(copy.deepcopy(model))
+        with torch.no_grad():
+            Recorder(module).run(*(to_torch(array) for array in as_arrays(inputs)))
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = engine
+    return recorded
+
+
+def load_saved(path: str) -> Any:
+    """Load a module that ``torch.save`` wrote.
+
+    Raises
+    ------
+    VerifyError
+        If the file does not hold a torch module.
+    """
+    torch = require_torch()
+    try:
+        module = torch.load(path, weights_only=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerifyError(f"{path}: not a module saved by torch ({reason})") from None
+    if not isinstance(module, torch.nn.Module):
+        raise VerifyError(f"{path}: holds {type(module).__name__}, expected a GraphModule")
+    return module
