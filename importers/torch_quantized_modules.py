@@ -18,7 +18,6 @@ from refquant.importers.torch_modules import (
     call,
     conv_with,
     identity,
-    pad_mode,
     sequential,
 )
 from refquant.ir.graph import Value
@@ -64,7 +63,8 @@ def quantized_conv(op: str) -> Rule:
     def rule(b: TorchBuilder, module: Mod, input: Value) -> Value:
         weight, bias, geometry = b.packed(module._packed_params, module, q.rank_of(op))
         if module.padding_mode != "zeros":
-            input, _ = pad_mode(b, module, input)
+            sides = tuple(p for p in reversed(module.padding[: q.rank_of(op)]) for _ in range(2))
+            input = b.emit("aten::pad", input, pad=sides, mode=module.padding_mode, value=0.0)
         return b.emit(op, input, weight, bias, **geometry, **_output(b, module))
 
     return rule

@@ -307,6 +307,63 @@ def tanh_glibc(x: np.float32) -> Any:
     return np.float32(-z) if _pattern(x) < 0 else z
 
 
+_ERF_ONE, _ERF_SLOPE = elementary.ERF_ONE, elementary.ERF_SLOPE
+_ERF_SMALL, _ERF_MIDDLE = (
+    tuple(np.array(part) for part in pair)
+    for pair in (elementary.ERF_SMALL, elementary.ERF_MIDDLE)
+)
+_ERF_LARGE, _ERF_HUGE = (
+    tuple(np.array(part) for part in pair) for pair in (elementary.ERF_LARGE, elementary.ERF_HUGE)
+)
+
+
+@jit
+def _polynomial(coefficients: Any, x: np.float32) -> Any:
+    value = coefficients[0]
+    for i in range(1, coefficients.size):
+        value = np.float32(coefficients[i] + np.float32(x * value))
+    return value
+
+
+@jit
+def _rational(polynomials: Any, x: np.float32) -> Any:
+    return np.float32(_polynomial(polynomials[0], x) / _polynomial(polynomials[1], x))
+
+
+@jit
+def erf_glibc(x: np.float32) -> Any:
+    """Return glibc's ``erff``."""
+    if x != x:
+        return x
+    size = abs(x)
+    pattern = np.int64(_pattern(size))
+    if pattern < 0x04000000:
+        sixteen = np.float32(16)
+        slope = np.float32(np.float32(sixteen * _ERF_SLOPE) * x)
+        return np.float32(np.float32(0.0625) * np.float32(np.float32(sixteen * x) + slope))
+    if pattern < 0x31800000:
+        return np.float32(x + np.float32(_ERF_SLOPE * x))
+    if pattern < 0x3F580000:
+        return np.float32(x + np.float32(x * _rational(_ERF_SMALL, np.float32(x * x))))
+    if pattern < 0x3FA00000:
+        result = np.float32(_ERF_ONE + _rational(_ERF_MIDDLE, np.float32(size - _ONE)))
+    elif pattern >= 0x40C00000:
+        result = _ONE
+    else:
+        s = np.float32(_ONE / np.float32(size * size))
+        if pattern < 0x4036DB6E:
+            ratio = _rational(_ERF_LARGE, s)
+        else:
+            ratio = _rational(_ERF_HUGE, s)
+        head = _value(pattern & -4096)
+        square = np.float32(np.float32(-head) * head)
+        factor = exp_glibc(np.float32(square - np.float32(0.5625)))
+        product = np.float32(np.float32(head - size) * np.float32(head + size))
+        r = np.float32(factor * exp_glibc(np.float32(product + ratio)))
+        result = np.float32(_ONE - np.float32(r / size))
+    return np.float32(-result) if _pattern(x) < 0 else result
+
+
 @jit
 def erf_float64(x: float) -> Any:
     """Return the C library's ``erf`` of float64."""

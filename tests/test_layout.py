@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,14 @@ def test_every_declared_op_is_defined_in_its_file() -> None:
     assert len(OPS) > 100
     for name in OPS:
         assert OPS[name].name == name
+
+
+def test_the_coverage_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "coverage.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page)
+    assert named
+    for file, function in named:
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {function or 'test_'}" in text, f"{file}::{function}"
+    rows = re.findall(r"^\| ([A-J]\d+) \|", page, re.MULTILINE)
+    assert len(rows) == len(set(rows)) == 123
