@@ -18,6 +18,8 @@ from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_q
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Module, Node, Origin, Scope, Value
 from refquant.ir.qtensor import type_of
+from refquant.ir.target import Target
+from refquant.ir.text import RESERVED
 from refquant.ir.types import DTYPES, Dim, DType, TensorType
 
 
@@ -245,7 +247,12 @@ class _Import:
         """Import one node."""
         b = self.builder
         if node.op == "get_attr":
-            self.env[node] = Constant(node.target, operator.attrgetter(node.target)(self.module))
+            try:
+                found = operator.attrgetter(node.target)(self.module)
+            except AttributeError:
+                self.fail(node, f"the module has no attribute {node.target!r}")
+            else:
+                self.env[node] = Constant(node.target, found)
             return
         try:
             args = self.argument(tuple(node.args))
@@ -436,6 +443,9 @@ def from_fx(
     torch = require_torch()
     if not isinstance(model, torch.nn.Module):
         raise VerifyError(f"from_fx: expected a torch.nn.Module, got {type(model).__name__}")
+    Target.parse(target)
+    if batch is not None and (not batch.isidentifier() or batch in RESERVED):
+        raise VerifyError(f"from_fx: batch must be a plain name such as 'N', got {batch!r}")
     arrays = as_arrays(example_inputs)
     module, scopes = trace(model)
     types = [type_of(array) for array in arrays]

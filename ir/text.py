@@ -306,6 +306,8 @@ class _Line:
 
 
 _WORDS: dict[str, Attribute] = {"None": None, "True": True, "False": False, **DTYPES}
+RESERVED = frozenset({*_WORDS, "nan", "inf"})
+"""Names that a symbolic length cannot have."""
 
 
 def _number(text: str) -> int | float:

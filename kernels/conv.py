@@ -78,7 +78,7 @@ def conv(
             slice(t * d, t * d + (length - 1) * s + 1, s)
             for t, d, s, length in zip(tap, dilation, stride, outputs, strict=True)
         )
-        pixels = grouped[_last(window)].reshape(n, groups, per_group, -1)
+        pixels = grouped[_last(window)].reshape(n, groups, per_group, total.shape[-1])
         total += filters[_last(tap)] @ pixels
     result = total.reshape(n, out_channels, *outputs)
     if bias is not None:
@@ -147,7 +147,8 @@ def conv_transpose(
         )
     ]
     total = np.zeros((n, groups, per_group, *full), x.dtype)
-    pixels = x.reshape(n, groups, channels // groups, -1)
+    count = int(np.prod(x.shape[2:]))
+    pixels = x.reshape(n, groups, channels // groups, count)
     filters = weight.reshape(groups, channels // groups, per_group, *kernel)
     for tap in positions(*map(range, kernel)):
         window: tuple[Any, ...] = tuple(

@@ -11,6 +11,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.types import DType, TensorType, float32, float64, int8, int64, uint8
+from refquant.kernels.layout import elementwise
 
 _SOURCE = "pytorch/torch/ao/quantization/fx/_decomposed.py"
 
@@ -61,7 +62,7 @@ def _quantize(
 ) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):
         q = np.clip(np.rint(x * inverse) + zero_point, quant_min, quant_max)
-        return np.asarray(q).astype(dtype.storage)
+        return elementwise(np.asarray(q).astype(dtype.storage), x)
 
 
 def quantize_per_tensor_tensor(
@@ -108,7 +109,7 @@ def dequantize_per_tensor(
     >>> dequantize_per_tensor(np.uint8([3]), 0.5, 1, 0, 255, uint8)
     array([1.], dtype=float32)
     """
-    return (x.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+    return elementwise((x.astype(np.float32) - np.float32(zero_point)) * np.float32(scale), x)
 
 
 def dequantize_per_tensor_tensor(

@@ -472,7 +472,7 @@ def erf_glibc(x: F32) -> F32:
         )
         small = x + x * _quotient_of(ERF_SMALL, x * x)
         middle = ERF_ONE + _quotient_of(ERF_MIDDLE, size - _f(1))
-        s = _f(1) / (size * size)
+        s = np.reciprocal(size * size)
         ratio = np.where(
             pattern < 0x4036DB6E, _quotient_of(ERF_LARGE, s), _quotient_of(ERF_HUGE, s)
         )

@@ -351,10 +351,7 @@ def erf_glibc(x: np.float32) -> Any:
         result = _ONE
     else:
         s = np.float32(_ONE / np.float32(size * size))
-        if pattern < 0x4036DB6E:
-            ratio = _rational(_ERF_LARGE, s)
-        else:
-            ratio = _rational(_ERF_HUGE, s)
+        ratio = _rational(_ERF_LARGE, s) if pattern < 0x4036DB6E else _rational(_ERF_HUGE, s)
         head = _value(pattern & -4096)
         square = np.float32(np.float32(-head) * head)
         factor = exp_glibc(np.float32(square - np.float32(0.5625)))

@@ -359,12 +359,26 @@ class DataDependent(nn.Module):
         (nn.Linear(4, 2), (torch.zeros(2, 5),), r"node .*linear: .*5"),
         (nn.Conv2d(3, 2, 1), (torch.zeros(1, 4, 5, 5),), r"conv2d: .*4"),
         (nn.Sequential(nn.ReLU()), (torch.zeros(2), torch.zeros(2)), "1 example_inputs too many"),
+        (nn.ReLU(), (torch.zeros(2, 2).to_sparse(),), "dense tensor on the CPU, got sparse_coo"),
+        (nn.ReLU(), (torch.zeros(2, device="meta"),), "on the CPU, got strided on meta"),
+        (nn.ReLU(), (torch.zeros(2, dtype=torch.complex64),), "dtype complex64 is not supported"),
     ],
 )
 def test_what_cannot_be_imported_says_why(model: Any, inputs: Any, message: str) -> None:
     with pytest.raises(VerifyError, match=message) as error:
         from_fx(model, inputs)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("batch", ["", "2*N", "inf", "quint8"])
+def test_the_name_of_the_batch_can_be_written(batch: str) -> None:
+    with pytest.raises(VerifyError, match="batch must be a plain name"):
+        from_fx(nn.Sequential(nn.ReLU()), (torch.zeros(2, 2),), batch=batch)
+
+
+def test_the_target_is_checked_before_anything_is_imported() -> None:
+    with pytest.raises(VerifyError, match="engine 'foo' is not one of"):
+        from_fx(nn.Sequential(nn.ReLU()), (torch.zeros(2, 2),), target="foo")
 
 
 def test_torch_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
