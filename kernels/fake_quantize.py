@@ -12,7 +12,8 @@ from refquant.ir.graph import Module
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import rounding
-from refquant.kernels.layout import empty_like
+from refquant.kernels.layout import empty_like, is_dense
+from refquant.kernels.tensor_iterator import empty_sorted
 
 F32 = npt.NDArray[np.float32]
 
@@ -92,8 +93,8 @@ def fake_quantize_per_channel(
 
 
 def _like(x: F32, values: F32) -> F32:
-    """Return values with the strides of ``x`` where it is dense."""
-    out = empty_like(x, np.float32)
+    """Return values with the strides of ``x``, or in their order where it is not dense."""
+    out = empty_like(x, np.float32) if is_dense(x) else empty_sorted(x.shape, [x], np.float32)
     out[...] = values
     return out
 

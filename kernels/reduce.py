@@ -429,7 +429,7 @@ def log_softmax(x: Array, dim: int) -> Array:
     """
     shifted = x.astype(np.float64) - x.max(axis=dim, keepdims=True)
     total = np.exp(shifted).sum(axis=dim, keepdims=True)
-    return np.asarray(shifted - np.log(total)).astype(x.dtype)
+    return np.asarray(shifted - np.log(total)).astype(x.dtype, order="C")
 
 
 def infer_log_softmax(x: TensorType, dim: int) -> TensorType:

@@ -49,6 +49,7 @@ EXACT: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("aten::transpose", (X,), {"dim0": 0, "dim1": -1}),
     ("aten::squeeze", (X[:, :1],), {}),
     ("aten::unsqueeze", (X,), {"dim": -2}),
+    ("aten::unsqueeze", (channels_last(normal(1, 3, 4, 5)),), {"dim": 2}),
     ("aten::expand", (X[:, :1],), {"size": (5, -1, 3, 4)}),
     ("aten::repeat", (X,), {"repeats": (2, 1, 3, 2)}),
     ("aten::roll", (X,), {"shifts": (1, -2), "dims": (0, 2)}),
@@ -167,6 +168,10 @@ CLOSE: list[tuple[str, tuple[Any, ...], dict[str, Any], float]] = [
 ]
 
 
+def bare(value: Any) -> Any:
+    return value.int_repr if isinstance(value, QTensor) else value
+
+
 def flat(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
@@ -215,6 +220,7 @@ def test_an_op_equals_torchs(call: tuple[str, tuple[Any, ...], dict[str, Any]]) 
             assert_same(one, other)
             if name not in ("aten::gather", "aten::where", "aten::masked_fill.Scalar"):
                 assert_same_strides(one, other)
+                assert is_channels_last(bare(one)) == is_channels_last(bare(other))
         check_type(name, operands, attributes, actual)
 
 
