@@ -195,7 +195,7 @@ def test_a_reference_network_agrees(prepared: dict[str, nn.Module], name: str, f
     ops = {node.op for node in graph.nodes}
     prefix = "quantized_decomposed::" if form == "decomposed" else "aten::"
     assert f"{prefix}quantize_per_tensor" in ops
-    steps_differ_at_most_by_one(graph, model)
+    quantizers_are_exact_on_torchs_operands(graph, model)
 
 
 @pytest.mark.parametrize("form", ["lowered", "reference"])
@@ -210,7 +210,7 @@ def test_a_dynamic_network_agrees(form: str) -> None:
             with flows.fbgemm():
                 assert run_diff(graph, model, example(), executor=executor).bit_exact
     else:
-        steps_differ_at_most_by_one(graph, model)
+        quantizers_are_exact_on_torchs_operands(graph, model)
 
 
 def test_a_qat_network_keeps_its_fake_quants() -> None:
@@ -239,7 +239,7 @@ def close(graph: Graph, model: nn.Module, limit: float = 1e-4) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=limit * largest)
 
 
-def steps_differ_at_most_by_one(graph: Graph, model: nn.Module) -> None:
+def quantizers_are_exact_on_torchs_operands(graph: Graph, model: nn.Module) -> None:
     """Float sums are not promised, so a value near a tie may land one step beside torch's.
 
     Each quantizer is therefore checked on torch's own input, where it must be exact.
@@ -323,7 +323,7 @@ def test_a_reference_convolution_pads_with_zeros_as_torchs_does() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))
     model = flows.convert(flows.prepare(net, SHAPE), "decomposed")
-    steps_differ_at_most_by_one(from_fx(model, example()), model)
+    quantizers_are_exact_on_torchs_operands(from_fx(model, example()), model)
 
 
 def test_a_transposed_convolution_that_torch_computes_arbitrarily_is_refused() -> None:

@@ -83,21 +83,24 @@ def _largest_live_set(graph: Graph) -> int:
     return largest
 
 
-def test_memory_is_bounded_by_parameters_and_live_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["reference", "fast"])
+def test_memory_is_bounded_by_parameters_and_live_values(tmp_path: Path, executor: Any) -> None:
     model, inputs = nets.quantized_net("resnet18")
     path = tmp_path / "net.rq"
     from_fx(model, inputs).save(path)
     x = inputs[0].numpy()
-    load(path).run(x)  # loads the compiled kernels, which are not the network's memory
+    load(path).run(
+        x, executor=executor
+    )  # loads the compiled kernels, which are not the network's memory
     tracemalloc.start()
     graph = load(path)
     parameters = sum(map(_bytes, graph.parameters.values()))
     bound = 1.3 * (parameters + _largest_live_set(graph))
     tracemalloc.reset_peak()
-    graph.run(x)
+    graph.run(x, executor=executor)
     first = tracemalloc.get_traced_memory()[1]
     tracemalloc.reset_peak()
-    graph.run(x)
+    graph.run(x, executor=executor)
     second = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert first <= bound
