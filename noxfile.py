@@ -1,4 +1,4 @@
-"""The door to every check: ``nox -s lint types tests nojit oracle docs bench``."""
+"""The door to every check: ``nox --list`` shows the sessions."""
 
 from pathlib import Path
 
@@ -48,6 +48,20 @@ def oracle(session: nox.Session) -> None:
 
 
 @nox.session
+def exactness(session: nox.Session) -> None:
+    """Compare quantization parameters and fake-quants at full length; write docs/exactness.md."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/exactness.py", *session.posargs)
+
+
+@nox.session
+def exhaustive(session: nox.Session) -> None:
+    """Compare quantize_per_tensor with torch for every float32."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/exhaustive.py", "--ledger", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; broken links fail."""
     session.install("-e", ".[docs]")
@@ -56,6 +70,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time the networks against torch, in one process, as ratios."""
+    """Time networks, observers and fake-quants against torch, in one process, as ratios."""
     session.install("-e", ".[test]")
-    session.run("python", str(Path("benchmarks") / "networks.py"), *session.posargs)
+    for script in ("networks.py", "observers.py"):
+        session.run("python", str(Path("benchmarks") / script), *session.posargs)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-_HOME = {"from_fx": "fx"}
-__all__ = ["from_fx"]
+_HOME = {"from_fx": "fx", "to_torch_state_dict": "fx_torch"}
+__all__ = ["from_fx", "to_torch_state_dict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -166,7 +166,7 @@ class FxBuilder(TorchBuilder):
                 }
             config = {key: value for key, value in config.items() if value is not NotImplemented}
             state = {
-                key: np.asarray(to_tensor(value))
+                key: np.array(to_tensor(value))  # a copy: calibrating torch must not change it
                 for key, value in module.state_dict().items()
                 if isinstance(value, self._torch.Tensor)
             }

@@ -6,7 +6,8 @@ The only file that imports torch, and only when one of its functions is called.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,10 @@ def to_tensor(tensor: Any) -> Tensor:
         raise VerifyError(f"expected a dense tensor on the CPU, got {layout} on {tensor.device}")
     tensor = tensor.detach()
     if not tensor.is_quantized:
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.uint16).numpy().view(DTYPES["bfloat16"].storage)  # type: ignore[no-any-return]
+        dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is not None and dtype.storage.type.__module__ != "numpy":  # not known to NumPy
+            bits = torch.uint16 if dtype.storage.itemsize == 2 else torch.uint8
+            return tensor.view(bits).numpy().view(dtype.storage)  # type: ignore[no-any-return]
         return tensor.numpy()  # type: ignore[no-any-return]
     dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
     if dtype.name != "quint4x2":  # int_repr() would lose the strides of a view
@@ -54,9 +57,8 @@ def to_tensor(tensor: Any) -> Tensor:
         place = tensor.storage_offset(), tensor.size(), tensor.stride()
         integers: Array = plain.set_(tensor.untyped_storage(), *place).numpy()
     else:
-        integers = tensor.int_repr().numpy()
-        pairs = np.stack([integers & 15, integers >> 4], -1).reshape(-1)
-        integers = pairs[: tensor.numel()].reshape(tuple(tensor.shape))
+        packed = tensor.int_repr().numpy()
+        integers = QTensor.from_packed(packed, tuple(tensor.shape), 1.0, 0).int_repr
     if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return QTensor(integers, tensor.q_scale(), tensor.q_zero_point(), None, dtype)
     return QTensor(
@@ -110,7 +112,10 @@ def to_torch(tensor: Tensor) -> Any:
     """Return an array or QTensor as a torch tensor with the same strides."""
     torch = require_torch()
     if not isinstance(tensor, QTensor):
-        return torch.as_tensor(tensor)
+        if tensor.dtype.type.__module__ == "numpy":
+            return torch.as_tensor(tensor)
+        bits = tensor.view(np.uint16 if tensor.itemsize == 2 else np.uint8)
+        return torch.as_tensor(bits).view(getattr(torch, tensor.dtype.name))
     x = tensor.int_repr
     if tensor.axis is not None:
         made = torch._make_per_channel_quantized_tensor(
@@ -131,6 +136,25 @@ def to_torch(tensor: Tensor) -> Any:
         torch.as_tensor(memory), float(tensor.scale), int(tensor.zero_point)
     )
     return made.as_strided(x.shape, steps)
+
+
+def to_torch_state_dict(state_dict: Mapping[str, Array]) -> Any:
+    """Return an observer's or fake-quant's ``state_dict`` as what torch's twin loads.
+
+    The version number goes along: without it torch replaces eps by its default.
+
+    Parameters
+    ----------
+    state_dict : mapping of str to arrays
+        From ``state_dict()``, or from ``get_observer_state_dict``.
+
+    Returns
+    -------
+    collections.OrderedDict of torch tensors
+    """
+    tensors = OrderedDict((key, to_torch(np.array(value))) for key, value in state_dict.items())
+    tensors._metadata = getattr(state_dict, "_metadata", {})  # type: ignore[attr-defined]
+    return tensors
 
 
 def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Tensor]:

@@ -165,6 +165,8 @@ _FUNCTIONS: dict[str, Rule] = {
     "pixel_unshuffle": t.attribute_op("aten::pixel_unshuffle", "downscale_factor"),
     "channel_shuffle": t.attribute_op("aten::channel_shuffle", "groups"),
     "native_channel_shuffle": t.attribute_op("aten::channel_shuffle", "groups"),
+    "fake_quantize_per_tensor_affine": q.fake_quantize_per_tensor,
+    "fake_quantize_per_channel_affine": q.fake_quantize_per_channel,
     "quantize_per_tensor": q.quantize_per_tensor,
     "quantize_per_channel": q.quantize_per_channel,
     "quantize_per_tensor_dynamic": q.quantize_per_tensor_dynamic,

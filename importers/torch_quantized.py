@@ -31,6 +31,32 @@ def quantize_per_channel(
     return b.emit("aten::quantize_per_channel", input, scales, zero_points, axis=axis, dtype=dtype)
 
 
+def fake_quantize_per_tensor(
+    b: TorchBuilder, input: Value, scale: Any, zero_point: Any, quant_min: int, quant_max: int
+) -> Value:
+    """``torch.fake_quantize_per_tensor_affine`` with numbers or with tensors."""
+    op = "aten::fake_quantize_per_tensor_affine"
+    limits = {"quant_min": quant_min, "quant_max": quant_max}
+    if isinstance(scale, Value) and isinstance(zero_point, Value):
+        return b.emit(f"{op}.tensor_qparams", input, scale, zero_point, **limits)
+    numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
+    return b.emit(op, input, **numbers, **limits)
+
+
+def fake_quantize_per_channel(
+    b: TorchBuilder,
+    input: Value,
+    scale: Value,
+    zero_point: Value,
+    axis: int,
+    quant_min: int,
+    quant_max: int,
+) -> Value:
+    """``torch.fake_quantize_per_channel_affine``."""
+    limits = {"axis": axis, "quant_min": quant_min, "quant_max": quant_max}
+    return b.emit("aten::fake_quantize_per_channel_affine", input, scale, zero_point, **limits)
+
+
 def quantize_per_tensor_dynamic(
     b: TorchBuilder, input: Value, dtype: DType, reduce_range: bool
 ) -> Value:

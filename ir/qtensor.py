@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.types import DType, QParams, TensorType, dtype_of, quint8
+from refquant.ir.types import DType, QParams, TensorType, dtype_of, quint4x2, quint8
 
 Array = npt.NDArray[Any]
 
@@ -60,12 +61,15 @@ class QTensor:
                 f"got {self.int_repr.dtype}"
             )
         low, high = self.dtype.limits
-        zero_point = np.asarray(self.zero_point)
-        if zero_point.dtype.kind in "iu" and zero_point.size:
-            smallest, largest = int(zero_point.min()), int(zero_point.max())
-            if smallest < low or largest > high:
-                got = smallest if smallest < low else largest
-                raise VerifyError(f"QTensor: zero_point must be in [{low}, {high}], got {got}")
+        smallest = largest = self.zero_point
+        if not isinstance(self.zero_point, int):
+            zero_points = np.asarray(self.zero_point)
+            if zero_points.dtype.kind not in "iu" or not zero_points.size:
+                return
+            smallest, largest = int(zero_points.min()), int(zero_points.max())
+        if smallest < low or largest > high:
+            got = smallest if smallest < low else largest
+            raise VerifyError(f"QTensor: zero_point must be in [{low}, {high}], got {got}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,6 +92,70 @@ class QTensor:
     def type(self) -> TensorType:
         """Type of the tensor."""
         return TensorType(self.dtype, self.shape, self.qparams)
+
+    def packed(self) -> Array:
+        """Return a quint4x2 tensor as torch stores it: two values in a byte, the first one low.
+
+        Returns
+        -------
+        uint8 array, one dimension
+            In C order; the last high half is 0 where the number of values is odd.
+
+        Raises
+        ------
+        VerifyError
+            If the dtype is not quint4x2.
+
+        Examples
+        --------
+        >>> QTensor(np.uint8([1, 2, 3]), 1.0, 0, None, quint4x2).packed()
+        array([33,  3], dtype=uint8)
+        """
+        if self.dtype != quint4x2:
+            raise VerifyError(f"QTensor: only quint4x2 is packed, got {self.dtype}")
+        values = np.append(self.int_repr.reshape(-1), np.zeros(self.int_repr.size % 2, np.uint8))
+        packed: Array = values[::2] | values[1::2] << np.uint8(4)
+        return packed
+
+    @classmethod
+    def from_packed(
+        cls,
+        packed: Array,
+        shape: tuple[int, ...],
+        scale: float | Array,
+        zero_point: int | Array,
+        axis: int | None = None,
+    ) -> QTensor:
+        """Return the quint4x2 tensor that torch stores as ``packed``.
+
+        Parameters
+        ----------
+        packed : uint8 array
+            Two values in a byte, in C order.
+        shape : tuple of int
+            Shape of the tensor.
+        scale, zero_point, axis
+            As for the constructor.
+
+        Raises
+        ------
+        VerifyError
+            If the number of bytes does not fit the shape.
+
+        Examples
+        --------
+        >>> QTensor.from_packed(np.uint8([33, 3]), (3,), 1.0, 0).int_repr
+        array([1, 2, 3], dtype=uint8)
+        """
+        bytes_ = packed.reshape(-1)
+        size = prod(shape)
+        if bytes_.dtype != np.uint8 or bytes_.size != (size + 1) // 2:
+            raise VerifyError(
+                f"QTensor: shape {list(shape)} needs {(size + 1) // 2} packed uint8, "
+                f"got {bytes_.size} {bytes_.dtype}"
+            )
+        values = np.stack([bytes_ & 15, bytes_ >> 4], -1).reshape(-1)[:size].reshape(shape)
+        return cls(values, scale, zero_point, axis, quint4x2)
 
     def with_int_repr(self, int_repr: Array) -> QTensor:
         """Return other integers with the same quantization parameters."""

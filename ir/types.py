@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from math import prod
 from typing import Any
 
@@ -65,6 +66,8 @@ float64 = DType("float64", np.dtype(np.float64))
 float32 = DType("float32", np.dtype(np.float32))
 float16 = DType("float16", np.dtype(np.float16))
 bfloat16 = DType("bfloat16", np.dtype(ml_dtypes.bfloat16))
+float8_e5m2 = DType("float8_e5m2", np.dtype(ml_dtypes.float8_e5m2))
+float8_e4m3fn = DType("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn))
 int64 = DType("int64", np.dtype(np.int64))
 int32 = DType("int32", np.dtype(np.int32))
 int16 = DType("int16", np.dtype(np.int16))
@@ -80,7 +83,7 @@ quint4x2 = DType("quint4x2", np.dtype(np.uint8), 0, 15)
 DTYPES: dict[str, DType] = {
     dtype.name: dtype
     for dtype in (
-        *(float64, float32, float16, bfloat16),
+        *(float64, float32, float16, bfloat16, float8_e5m2, float8_e4m3fn),
         *(int64, int32, int16, int8, uint16, uint8, bool_),
         *(quint8, qint8, qint32, quint4x2),
     )
@@ -106,6 +109,42 @@ def dtype_of(array: np.ndarray[Any, Any]) -> DType:
     except KeyError:
         accepted = ", ".join(d.name for d in _PLAIN.values())
         raise VerifyError(f"array dtype {array.dtype} is not supported; use {accepted}") from None
+
+
+class QScheme(StrEnum):
+    """How a range becomes a scale and a zero point, and for how much of a tensor.
+
+    Examples
+    --------
+    >>> QScheme.PER_CHANNEL_SYMMETRIC, QScheme.PER_CHANNEL_SYMMETRIC.is_per_channel
+    (refquant.per_channel_symmetric, True)
+    """
+
+    PER_TENSOR_AFFINE = "per_tensor_affine"
+    PER_TENSOR_SYMMETRIC = "per_tensor_symmetric"
+    PER_CHANNEL_AFFINE = "per_channel_affine"
+    PER_CHANNEL_SYMMETRIC = "per_channel_symmetric"
+    PER_CHANNEL_AFFINE_FLOAT_QPARAMS = "per_channel_affine_float_qparams"
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether each channel has a scale and a zero point of its own."""
+        return self.value.startswith("per_channel")
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the range is made symmetric around 0."""
+        return self.value.endswith("symmetric")
+
+    def __repr__(self) -> str:
+        return f"refquant.{self.value}"
+
+
+per_tensor_affine = QScheme.PER_TENSOR_AFFINE
+per_tensor_symmetric = QScheme.PER_TENSOR_SYMMETRIC
+per_channel_affine = QScheme.PER_CHANNEL_AFFINE
+per_channel_symmetric = QScheme.PER_CHANNEL_SYMMETRIC
+per_channel_affine_float_qparams = QScheme.PER_CHANNEL_AFFINE_FLOAT_QPARAMS
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Files that are not in the table are shared by several ops:
 
 * arithmetic: ``rounding``, ``rounding_jit``, ``elementary``, ``elementary_jit``, ``requantize``,
-  ``choose_qparams``, ``float_sum``, ``promotion``;
+  ``choose_qparams``, ``float_sum``, ``promotion``, ``learnable_gradients``;
+* modules with a state: ``fused_moving_avg_obs_fake_quant``;
+* observers: ``min_max``, ``calculate_qparams``, ``histogram``, ``histogram_search``;
 * families: ``activations``, ``averages``, ``norms``, ``resample``, ``windows``, ``products``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
@@ -71,6 +73,20 @@ OPS.declare(
         "elu": ("quantized::elu", "quantized::celu", "aten::elu", "aten::celu"),
         "expand": ("aten::expand", "aten::repeat"),
         "fake_quantize": ("observer::fake_quantize",),
+        "fake_quantize_backward": tuple(
+            f"aten::fake_quantize_per_{what}_affine_cachemask_backward"
+            for what in ("tensor", "channel")
+        ),
+        "fake_quantize_per_channel": (
+            "aten::fake_quantize_per_channel_affine",
+            "aten::fake_quantize_per_channel_affine_cachemask",
+        ),
+        "fake_quantize_per_tensor": (
+            "aten::fake_quantize_per_tensor_affine",
+            "aten::fake_quantize_per_tensor_affine.tensor_qparams",
+            "aten::fake_quantize_per_tensor_affine_cachemask",
+            "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+        ),
         "gelu": ("aten::gelu",),
         "group_norm": (
             *("quantized::group_norm", "quantized::instance_norm", "aten::group_norm"),
@@ -80,6 +96,13 @@ OPS.declare(
         "hardswish": ("quantized::hardswish", "aten::hardswish"),
         "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),
         "layer_norm": ("quantized::layer_norm", "aten::layer_norm"),
+        "learnable_fake_quantize": tuple(
+            f"aten::_fake_quantize_learnable_per_{what}_affine" for what in ("tensor", "channel")
+        ),
+        "learnable_fake_quantize_backward": tuple(
+            f"aten::_fake_quantize_learnable_per_{what}_affine_backward"
+            for what in ("tensor", "channel")
+        ),
         "leaky_relu": ("aten::leaky_relu", "quantized::leaky_relu"),
         "linear": ("aten::linear",),
         "masked": ("aten::masked_fill.Scalar", "aten::tril", "aten::triu", "aten::where"),

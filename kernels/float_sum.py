@@ -218,6 +218,79 @@ def sum_dims(x: F32, dims: Sequence[int], target: Target, inner: Block = block) 
     return out
 
 
+def total(x: F32, target: Target) -> np.float32:
+    """Return the sum of a vector.
+
+    Examples
+    --------
+    >>> float(total(np.full(100, 0.1, np.float32), Target()))
+    9.999999046325684
+    """
+    return np.float32(sum_dims(x, [0], target)[0])
+
+
+@jit
+def _total_of_share(x: F32) -> Any:
+    """Return the sum of a vector in one thread, as :func:`_contiguous`, 32 columns at a time."""
+    if x.size < 8:
+        return np.float32(np.float32(0) + _columns_one(x.reshape(-1, 1), 0, 1, x.size, 0))
+    body = x.size // 8
+    rows = body // 4
+    length, rest = 0, rows - 1
+    while rest > 0:
+        rest >>= 1
+        length += 1
+    bits = max(4, max(1, length) // 4)
+    block, mask = 1 << bits, (1 << bits) - 1
+    levels = np.zeros((4, 32), np.float32)
+    done = 0
+    while done < rows:
+        end = min(done + block, rows)
+        for i in range(done, end):
+            for j in range(32):
+                levels[0, j] += x[32 * i + j]
+        if end - done < block:
+            break
+        done = end
+        for level in range(1, 4):
+            for j in range(32):
+                levels[level, j] += levels[level - 1, j]
+                levels[level - 1, j] = np.float32(0)
+            if done & (mask << (level * bits)):
+                break
+    for level in range(1, 4):
+        for j in range(32):
+            levels[0, j] += levels[level, j]
+    lanes = levels[0]
+    for i in range(4 * rows, body):
+        for lane in range(8):
+            lanes[lane] += x[8 * i + lane]
+    for column in range(1, 4):
+        for lane in range(8):
+            lanes[lane] += lanes[8 * column + lane]
+    result = np.float32(0)
+    for i in range(8 * body, x.size):
+        result += x[i]
+    for lane in range(8):
+        result += lanes[lane]
+    return result
+
+
+@jit
+def total_compiled(x: F32, threads: int) -> Any:
+    """Compute :func:`total` of a contiguous vector, compiled and callable from compiled code."""
+    if threads == 1 or x.size < GRAIN:
+        return _total_of_share(x)
+    parts = min(threads, (x.size + GRAIN - 1) // GRAIN)
+    size = (x.size + parts - 1) // parts
+    partial = np.zeros(threads, np.float32)
+    for i in range(parts):
+        share = x[i * size : min((i + 1) * size, x.size)]
+        if share.size:
+            partial[i] = _total_of_share(share)
+    return _total_of_share(partial)
+
+
 def _accumulate_columns(
     x: F32,
     out: F32,

@@ -93,6 +93,19 @@ def empty_like(x: Array, dtype: npt.DTypeLike) -> Array:
     return np.ndarray(x.shape, dtype, np.empty(x.size, dtype), strides=strides)
 
 
+def empty_preserved(x: Array, dtype: npt.DTypeLike) -> Array:
+    """Return an uninitialised array as ``torch.empty_like(x)`` does.
+
+    The strides of ``x`` where it is dense, otherwise its order of dimensions without gaps.
+
+    Examples
+    --------
+    >>> empty_preserved(np.zeros((2, 3, 4)).transpose(0, 2, 1)[:, ::2], np.uint8).strides
+    (6, 1, 2)
+    """
+    return empty_like(x, dtype) if is_dense(x) else empty_sorted(x.shape, [x], dtype)
+
+
 def empty_channels_last(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised (N, C, ...) array whose memory is (N, ..., C)."""
     n, c, *spatial = shape

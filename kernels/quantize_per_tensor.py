@@ -14,7 +14,7 @@ from refquant.ir.types import DType, QParams, TensorType, float32, qint8, qint32
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order, suggested
-from refquant.kernels.rounding_jit import quantize_before, quantize_fused
+from refquant.kernels.rounding_jit import narrow_fused, quantize_before
 
 F32 = npt.NDArray[np.float32]
 ACCEPTED = (quint8, qint8, qint32)
@@ -81,9 +81,11 @@ def infer(x: TensorType, scale: float, zero_point: int, dtype: DType) -> TensorT
 
 
 @jit
-def _fill_fused(x: F32, inverse: np.float32, zero_point: int, low: int, high: int, q: Any) -> None:
+def _fill_fused(
+    x: F32, inverse: np.float32, zero_point: np.float32, low: np.float32, high: np.float32, q: Any
+) -> None:
     for i in range(x.size):
-        q[i] = quantize_fused(x[i], inverse, zero_point, low, high)
+        q[i] = narrow_fused(x[i], inverse, zero_point, low, high)
 
 
 @jit
@@ -103,7 +105,8 @@ def kernel(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
     if dtype == qint32:
         _fill_before(memory_order(x), inverse, zero_point, memory_order(q))
     else:
-        _fill_fused(memory_order(x), inverse, zero_point, *dtype.limits, memory_order(q))
+        z, low, high = map(np.float32, (zero_point, *dtype.limits))
+        _fill_fused(memory_order(x), inverse, z, low, high, memory_order(q))
     return QTensor(q, scale, zero_point, None, dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,14 +13,21 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.types import DType, TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, rounding
 from refquant.kernels.choose_qparams import choose_qparams
+from refquant.kernels.min_max import min_max, min_max_compiled
 
 F32 = npt.NDArray[np.float32]
 ACCEPTED = (quint8, qint8)
 
 
-def qparams_of(x: F32, dtype: DType, reduce_range: bool) -> tuple[float, int]:
+def qparams_of(
+    x: F32,
+    dtype: DType,
+    reduce_range: bool,
+    range_of: Callable[[F32], tuple[np.float32, np.float32]] = min_max,
+) -> tuple[float, int]:
     """Return the scale and zero point of a tensor's own range; ``x`` must not be empty."""
-    return choose_qparams(float(x.min()), float(x.max()), *dtype.limits, reduce_range)
+    low, high = range_of(x)
+    return choose_qparams(float(low), float(high), *dtype.limits, reduce_range)
 
 
 def reference(x: F32, dtype: DType, reduce_range: bool) -> QTensor:
@@ -79,9 +88,9 @@ def infer(x: TensorType, dtype: DType, reduce_range: bool) -> TensorType:
 
 
 def kernel(x: F32, dtype: DType, reduce_range: bool) -> QTensor:
-    """Compute :func:`reference` with the compiled quantizer."""
+    """Compute :func:`reference` in two compiled passes over the memory."""
     _check_size(x)
-    scale, zero_point = qparams_of(x, dtype, reduce_range)
+    scale, zero_point = qparams_of(x, dtype, reduce_range, min_max_compiled)
     return quantize_per_tensor.kernel(x, scale, zero_point, dtype)
 
 

@@ -14,6 +14,7 @@ from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize, rounding
 from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
 from refquant.kernels.convolve import matrix_product
+from refquant.kernels.min_max import min_max_compiled
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
 from refquant.kernels.quantized_linear import check_operands
@@ -125,7 +126,9 @@ def kernel(
     if x.size == 0:
         return y
     rows = np.ascontiguousarray(x)
-    q = quantize_per_tensor.kernel(rows, *qparams_of(rows, quint8, reduce_range), quint8)
+    q = quantize_per_tensor.kernel(
+        rows, *qparams_of(rows, quint8, reduce_range, min_max_compiled), quint8
+    )
     lanes = packed.lanes(rule, q, 1.0, bias)
     matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, (0, 0, 0), y)
     return y

@@ -109,9 +109,8 @@ def narrow_after(
 def narrow_fused(
     x: np.float32, inverse: np.float32, zero_point: np.float32, low: np.float32, high: np.float32
 ) -> Any:
-    """Quantize to 8 bits as :func:`quantize_fused`, without branches.
-
-    For numbers that are not NaN; ``low`` and ``high`` are the limits.
-    """
-    whole = np.rint(fma(x, inverse, zero_point))
-    return np.int32(min(max(whole, low), high))
+    """Quantize to 8 bits as :func:`quantize_fused`, without branches; ``low`` to ``high``."""
+    real = fma(x, inverse, zero_point)
+    real = real if real < high else high  # NaN goes to the top
+    real = real if real > low else low
+    return np.int32(np.rint(real))

@@ -16,8 +16,11 @@ from refquant.ir import (
 )
 from refquant.ir.types import (
     DType,
+    QScheme,
     bfloat16,
     bool_,
+    float8_e4m3fn,
+    float8_e5m2,
     float16,
     float32,
     float64,
@@ -25,6 +28,11 @@ from refquant.ir.types import (
     int16,
     int32,
     int64,
+    per_channel_affine,
+    per_channel_affine_float_qparams,
+    per_channel_symmetric,
+    per_tensor_affine,
+    per_tensor_symmetric,
     qint8,
     qint32,
     quint4x2,
@@ -37,6 +45,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DType",
     "Graph",
+    "QScheme",
     "QTensor",
     "RefquantError",
     "Target",
@@ -45,6 +54,8 @@ __all__ = [
     "__version__",
     "bfloat16",
     "bool_",
+    "float8_e4m3fn",
+    "float8_e5m2",
     "float16",
     "float32",
     "float64",
@@ -55,6 +66,11 @@ __all__ = [
     "kernels",
     "load",
     "parse",
+    "per_channel_affine",
+    "per_channel_affine_float_qparams",
+    "per_channel_symmetric",
+    "per_tensor_affine",
+    "per_tensor_symmetric",
     "qint8",
     "qint32",
     "quint4x2",
@@ -64,8 +80,17 @@ __all__ = [
 ]
 
 
+_SUBMODULES = ("compare", "fake_quantize", "functional", "importers", "observer", "ops", "qconfig")
+_FUNCTIONS = (
+    *("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic"),
+    *("dequantize", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"),
+)
+
+
 def __getattr__(name: str) -> Any:
-    """Import ``refquant.compare`` and ``refquant.importers`` when first asked for."""
-    if name in ("compare", "importers"):
+    """Import the larger submodules when first asked for."""
+    if name in _SUBMODULES:
         return import_module(f"refquant.{name}")
+    if name in _FUNCTIONS:
+        return getattr(import_module("refquant.functional"), name)
     raise AttributeError(f"module 'refquant' has no attribute {name!r}")

@@ -13,14 +13,16 @@ from refquant.importers import fx_torch
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import DType
+from refquant.ir.types import DType, QScheme
 
 
 def to_torch(value: Any) -> Any:
-    """Turn an array, QTensor or DType into torch's, keeping strides."""
+    """Turn an array, QTensor, DType or QScheme into torch's, keeping strides."""
     if isinstance(value, QTensor | np.ndarray):
         return fx_torch.to_torch(value)
-    return getattr(torch, value.name) if isinstance(value, DType) else value
+    if isinstance(value, DType):
+        return getattr(torch, value.name)
+    return getattr(torch, value.value) if isinstance(value, QScheme) else value
 
 
 def from_torch(value: Any) -> Any:

@@ -1,0 +1,223 @@
+"""Time observers, quantizers and fake-quants against torch, interleaved in one process.
+
+``python benchmarks/observers.py [--runs 50] [--elements 1000000]``. One thread. Every pair is
+first compared bit for bit; ratios are torch's time over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+from torch.ao.quantization import observer as torch_observer
+
+from refquant import Target, observer, qint8, qint32, quint8
+from refquant.ir.qtensor import QTensor
+from refquant.ops import function
+
+
+class Pair(NamedTuple):
+    """The same work by refquant and by torch; both return what is compared."""
+
+    name: str
+    ours: Callable[[], Any]
+    theirs: Callable[[], Any]
+    wanted: float | None = None
+
+
+def this_target() -> Target:
+    """Return the machine that torch is on here."""
+    isa = {"AVX512": "avx512_vnni", "AVX2": "avx2", "DEFAULT": "default"}
+    return Target("fbgemm", isa[torch.backends.cpu.get_cpu_capability()])
+
+
+def observers(x: Any) -> Iterator[Pair]:
+    """Yield the observers' passes over the data, and the search of the histogram."""
+    target = this_target()
+    tensor = torch.from_numpy(x)
+
+    def observe(module: Any, data: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            module(data)
+            return np.asarray(module.min_val), np.asarray(module.max_val)
+
+        return run
+
+    for name, wanted in (("MinMaxObserver", 1.3), ("MovingAverageMinMaxObserver", None)):
+        ours, theirs = getattr(observer, name)(), getattr(torch_observer, name)()
+        yield Pair(f"{name} forward", observe(ours, x), observe(theirs, tensor), wanted)
+    rows, row_tensor = x.reshape(1000, -1), tensor.reshape(1000, -1)
+    ours, theirs = observer.PerChannelMinMaxObserver(), torch_observer.PerChannelMinMaxObserver()
+    name = "PerChannelMinMaxObserver forward"
+    yield Pair(name, observe(ours, rows), observe(theirs, row_tensor))
+
+    mine, other = observer.HistogramObserver(target=target), torch_observer.HistogramObserver()
+    name = "HistogramObserver forward"
+    yield Pair(name, observe(mine, x), observe(other, tensor), 4)
+
+    def grow(make: Callable[[], Any], first: Any, second: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            module = make()
+            module(first)
+            module(second)
+            return np.asarray(module.histogram)
+
+        return run
+
+    yield Pair(
+        "HistogramObserver, two batches that grow",
+        grow(lambda: observer.HistogramObserver(target=target), x, x * 2),
+        grow(torch_observer.HistogramObserver, tensor, tensor * 2),
+    )
+    yield Pair(
+        "HistogramObserver.calculate_qparams",
+        mine.calculate_qparams,
+        lambda: tuple(np.asarray(value) for value in other.calculate_qparams()),
+        5,
+    )
+
+
+def quantizers(x: Any) -> Iterator[Pair]:
+    """Yield quantize and dequantize, per tensor and per channel."""
+    tensor = torch.from_numpy(x)
+    rows, row_tensor = x.reshape(1000, -1), tensor.reshape(1000, -1)
+    scales = np.random.default_rng(1).uniform(0.01, 0.1, 1000)
+    zero_points = np.arange(1000) % 100
+    quantize = function("aten::quantize_per_tensor")
+    per_channel = function("aten::quantize_per_channel")
+    dequantize = function("aten::dequantize")
+    for dtype in (quint8, qint8, qint32):
+        kind = getattr(torch, dtype.name)
+        first = dtype == quint8
+        yield Pair(
+            f"quantize_per_tensor {dtype}",
+            lambda d=dtype: quantize(x, 0.02, 7, d),
+            lambda k=kind: torch.quantize_per_tensor(tensor, 0.02, 7, k),
+            1.2 if first else None,
+        )
+        q, q_tensor = quantize(x, 0.02, 7, dtype), torch.quantize_per_tensor(tensor, 0.02, 7, kind)
+        yield Pair(
+            f"dequantize {dtype}",
+            lambda q=q: dequantize(q),
+            lambda q=q_tensor: q.dequantize(),
+            1.1 if first else None,
+        )
+        operands = torch.from_numpy(scales), torch.from_numpy(zero_points)
+        yield Pair(
+            f"quantize_per_channel {dtype}",
+            lambda d=dtype: per_channel(rows, scales, zero_points, 0, d),
+            lambda k=kind, o=operands: torch.quantize_per_channel(row_tensor, *o, 0, k),
+        )
+        q = per_channel(rows, scales, zero_points, 0, dtype)
+        q_tensor = torch.quantize_per_channel(row_tensor, *operands, 0, kind)
+        yield Pair(
+            f"dequantize per channel {dtype}",
+            lambda q=q: dequantize(q),
+            lambda q=q_tensor: q.dequantize(),
+        )
+
+
+def fake_quants(x: Any) -> Iterator[Pair]:
+    """Yield fake-quants with their mask, and their gradients."""
+    tensor = torch.from_numpy(x)
+    per_tensor = function("aten::fake_quantize_per_tensor_affine_cachemask")
+    yield Pair(
+        "fake_quantize per tensor, with mask",
+        lambda: per_tensor(x, 0.02, 7, 0, 255),
+        lambda: torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(tensor, 0.02, 7, 0, 255),
+        10,
+    )
+    rng = np.random.default_rng(2)
+    per_channel = function("aten::fake_quantize_per_channel_affine_cachemask")
+    for axis, shape in ((0, (1000, -1)), (1, (-1, 1000))):
+        rows, row_tensor = x.reshape(shape), tensor.reshape(shape)
+        scale = rng.uniform(0.01, 0.1, 1000).astype(np.float32)
+        zero_point = rng.integers(0, 99, 1000).astype(np.int32)
+        operands = torch.from_numpy(scale), torch.from_numpy(zero_point)
+        yield Pair(
+            f"fake_quantize per channel of axis {axis}, with mask",
+            lambda r=rows, s=scale, z=zero_point, a=axis: per_channel(r, s, z, a, 0, 255),
+            lambda r=row_tensor, o=operands, a=axis: (
+                torch.ops.aten.fake_quantize_per_channel_affine_cachemask(r, *o, a, 0, 255)
+            ),
+            10,
+        )
+    grad = rng.standard_normal(x.shape).astype(np.float32)
+    mask = per_tensor(x, 0.02, 7, 0, 255)[1]
+    backward = function("aten::fake_quantize_per_tensor_affine_cachemask_backward")
+    torch_backward = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask_backward
+    tensors = torch.from_numpy(grad), torch.from_numpy(mask)
+    yield Pair(
+        "fake_quantize backward",
+        lambda: backward(grad, mask),
+        lambda: torch_backward(*tensors),
+    )
+    scale, zero = np.array([0.02], np.float32), np.array([7.0], np.float32)
+    learnable = function("aten::_fake_quantize_learnable_per_tensor_affine_backward")
+    parameters = torch.from_numpy(scale), torch.from_numpy(zero)
+    target = this_target()
+    yield Pair(
+        "LSQ backward",
+        lambda: learnable(grad, x, scale, zero, 0, 255, 1.0, target=target),
+        lambda: torch.ops.aten._fake_quantize_learnable_per_tensor_affine_backward(
+            tensors[0], tensor, *parameters, 0, 255, 1.0
+        ),
+    )
+
+
+def bits(result: Any) -> list[Any]:
+    """Return the arrays in a result of refquant or torch."""
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in bits(part)]
+    if isinstance(result, torch.Tensor):
+        return [(result.int_repr() if result.is_quantized else result).numpy()]
+    return [result.int_repr if isinstance(result, QTensor) else np.asarray(result)]
+
+
+def is_exact(pair: Pair) -> bool:
+    """Whether both give equal arrays."""
+    ours, theirs = bits(pair.ours()), bits(pair.theirs())
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a line for each pair: microseconds, the ratio of the fastest runs, the median."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--elements", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    x = np.random.default_rng(0).standard_normal(arguments.elements).astype(np.float32)
+    print(f"{'':50} exact   ours us  torch us  ratio  median  wanted")
+    for family in (observers, quantizers, fake_quants):
+        for pair in family(x):
+            exact = is_exact(pair)
+            times = [(seconds(pair.ours), seconds(pair.theirs)) for _ in range(arguments.runs)]
+            ours, theirs = (min(column) for column in zip(*times, strict=True))
+            median = statistics.median(b / a for a, b in times)
+            wanted = "" if pair.wanted is None else f"{pair.wanted:g}"
+            print(
+                f"{pair.name:50} {exact!s:5} {ours * 1e6:9.0f} {theirs * 1e6:9.0f} "
+                f"{theirs / ours:6.2f} {median:7.2f} {wanted:>7}"
+            )
+
+
+if __name__ == "__main__":
+    main()

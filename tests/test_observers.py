@@ -1,0 +1,489 @@
+"""Observers against torch's: settings, statistics, scale and zero point, state, errors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flows import prepare, prepare_qat
+from ledger import Ledger
+from oracle import this_machine, to_torch, torch_as
+from torch import nn
+from torch.ao.quantization import fake_quantize as torch_fake_quantize
+from torch.ao.quantization import observer as torch_observer
+
+import refquant
+from refquant import fake_quantize, observer
+from refquant.graph_observers import observer_of
+from refquant.importers import from_fx, to_torch_state_dict
+from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
+from refquant.ir.graph import Module
+from refquant.ir.types import DTYPES, QScheme
+from refquant.observer_base import ACCEPTED_DTYPES
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+BFLOAT16 = DTYPES["bfloat16"].storage
+PER_TENSOR = ("MinMaxObserver", "MovingAverageMinMaxObserver")
+PER_CHANNEL = ("PerChannelMinMaxObserver", "MovingAveragePerChannelMinMaxObserver")
+FACTORIES = [name for name in torch_observer.__all__ if name.islower()]
+
+
+def both(name: str, **arguments: Any) -> tuple[Any, Any]:
+    """Construct an observer or fake-quant of ours and torch's with the same arguments."""
+    ours = getattr(fake_quantize, name, None) or getattr(observer, name)
+    theirs = getattr(torch_fake_quantize, name, None) or getattr(torch_observer, name)
+    return ours(**arguments), theirs(**{key: to_torch(v) for key, v in arguments.items()})
+
+
+def assert_same_state(ours: Any, theirs: Any) -> None:
+    expected = theirs.state_dict()
+    actual = ours.state_dict()
+    assert set(actual) == set(expected)
+    for key, tensor in expected.items():
+        value = tensor.clone().numpy()  # torch could not resize a buffer that NumPy sees
+        assert (actual[key].dtype, actual[key].shape) == (value.dtype, value.shape), key
+        np.testing.assert_array_equal(actual[key], value, err_msg=key)
+
+
+def assert_same_qparams(ours: Any, theirs: Any) -> None:
+    for actual, expected in zip(ours.calculate_qparams(), theirs.calculate_qparams(), strict=True):
+        value = expected.numpy()
+        assert (actual.dtype, actual.shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(actual, value)
+
+
+def random_settings(rng: np.random.Generator) -> tuple[str, dict[str, Any]]:
+    per_channel = bool(rng.random() < 0.5)
+    name = str(rng.choice(PER_CHANNEL if per_channel else PER_TENSOR))
+    schemes = [scheme for scheme in QScheme if scheme.is_per_channel == per_channel]
+    settings: dict[str, Any] = {
+        "dtype": ACCEPTED_DTYPES[rng.integers(len(ACCEPTED_DTYPES))],
+        "qscheme": schemes[rng.integers(len(schemes))],
+        "reduce_range": bool(rng.random() < 0.3),
+    }
+    if rng.random() < 0.5:
+        ranges = ((0, 127), (-8, 7), (0, 15), (-100, 27), (-127, 127), (0, 1), (0, 255))
+        settings["quant_min"], settings["quant_max"] = ranges[rng.integers(len(ranges))]
+    if rng.random() < 0.3:
+        settings["eps"] = float(rng.choice([2**-12, 1e-3, 1e-30, 0.0]))
+    if per_channel:
+        settings["ch_axis"] = int(rng.integers(-2, 2))
+    if name.startswith("Moving"):
+        settings["averaging_constant"] = float(rng.choice([0.01, 0.3, 1.0, 0.0]))
+    return name, settings
+
+
+def random_batch(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    x = rng.standard_normal(shape) * np.exp(rng.uniform(-20, 10)) + rng.normal()
+    kind = rng.integers(8)
+    if kind == 0:
+        x = np.abs(x)
+    elif kind == 1:
+        x = -np.abs(x)
+    elif kind == 2:
+        x = np.full(shape, rng.choice([0.0, 2.0, -2.0]))
+    elif kind == 3 and rng.random() < 0.2:
+        x.flat[rng.integers(x.size)] = rng.choice([np.nan, np.inf, -np.inf])
+    types = (np.float32, np.float32, np.float32, np.float64, np.float16, BFLOAT16)
+    with np.errstate(over="ignore"):
+        x = x.astype(types[rng.integers(len(types))])
+    if x.ndim == 4 and rng.random() < 0.3:
+        x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+    return np.repeat(x, 2, axis=0)[::2] if rng.random() < 0.1 else x
+
+
+def test_min_max_observers(ledger: Ledger) -> None:
+    rng = np.random.default_rng(1)
+    runs = 0
+    while runs < ledger.size(400, 3000):
+        name, settings = random_settings(rng)
+        if settings["reduce_range"] and settings["qscheme"].is_symmetric:
+            settings["reduce_range"] = settings["dtype"] != refquant.quint8  # else refused
+        ours, theirs = both(name, **settings)
+        shape = (int(rng.integers(1, 6)),) * int(rng.integers(2, 5))
+        for _ in range(rng.integers(1, 5)):
+            x = random_batch(rng, shape)
+            theirs(to_torch(x))
+            assert ours(x) is x
+        assert_same_state(ours, theirs)
+        assert_same_qparams(ours, theirs)
+        runs += 1
+        ledger.run(f"observer, {settings['dtype']} {settings['qscheme']}", True)
+
+
+def random_values(rng: np.random.Generator, kind: int, size: int, batch: int) -> Any:
+    """Draw from one of nine kinds of distribution."""
+    normal = rng.standard_normal(size)
+    values = [
+        normal * np.exp(rng.uniform(-1, 1)),
+        np.maximum(normal, 0) * (1 + batch),
+        rng.uniform(-1, 1 + batch, size),
+        rng.standard_t(2, size),
+        np.full(size, rng.choice([0.0, 1.5, -2.0])),
+        rng.integers(-5, 6, size).astype(float),
+        np.exp(normal * 2),
+        normal,
+        normal * 1e-6 * np.exp(rng.uniform(-10, 10)),
+    ][kind]
+    if kind == 7:
+        values[rng.integers(size)] = 100 * rng.standard_normal()
+        if rng.random() < 0.3:
+            values[rng.integers(size)] = rng.choice([np.inf, -np.inf])
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_histogram_observer(threads: int, ledger: Ledger) -> None:
+    rng = np.random.default_rng(threads)
+    machine = this_machine()
+    target = refquant.Target(machine.engine, machine.isa, threads)
+    largest = ledger.size(20_000, 300_000)
+    with torch_as(target):
+        for _ in range(ledger.size(30, 1000)):
+            settings: dict[str, Any] = {
+                "bins": int(rng.choice([2048, 2048, 2048, 256, 100, 4096, 7])),
+                "dtype": ACCEPTED_DTYPES[rng.integers(8)],
+                "qscheme": (refquant.per_tensor_affine, refquant.per_tensor_symmetric)[
+                    rng.integers(2)
+                ],
+            }
+            if rng.random() < 0.3:
+                settings |= {"quant_min": 0, "quant_max": 127}
+            ours, theirs = both("HistogramObserver", **settings)
+            ours.target = target
+            kind = int(rng.integers(9))
+            for batch in range(rng.integers(1, 6)):
+                size = int(np.exp(rng.uniform(0, np.log(largest))))
+                x = random_values(rng, kind, size, batch)
+                ours(x)
+                theirs(torch.from_numpy(x))
+            assert_same_state(ours, theirs)
+            assert_same_qparams(ours, theirs)
+            ledger.run(f"HistogramObserver with qparams, threads={threads}", True)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_predefined_factories_have_torchs_settings(name: str) -> None:
+    if name in ("get_observer_state_dict", "load_observer_state_dict", "get_block_size"):
+        assert name == "get_block_size" or callable(getattr(observer, name))
+        return
+    ours, theirs = both(name)
+    assert type(ours).__name__ == type(theirs).__name__
+    for key, expected in vars(theirs).items():
+        if not key.startswith("_") and key not in ("training", "upsample_rate"):
+            assert to_torch(getattr(ours, key)) == expected, key
+
+
+@pytest.mark.parametrize("name", ["MinMaxObserver", *PER_TENSOR, *PER_CHANNEL])
+@pytest.mark.parametrize("used", [False, True])
+def test_states_load_both_ways(name: str, used: bool) -> None:
+    ours, theirs = both(name, eps=2**-12)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    if used:
+        theirs(torch.from_numpy(x))
+    ours.load_state_dict(theirs.state_dict())
+    assert_same_state(ours, theirs)
+    fresh, torch_fresh = both(name)
+    torch_fresh.load_state_dict(to_torch_state_dict(ours.state_dict()))
+    fresh.load_state_dict(ours.state_dict())
+    assert_same_state(fresh, torch_fresh)
+    assert_same_state(fresh, theirs)
+
+
+def test_histogram_states_load_both_ways() -> None:
+    ours, theirs = both("HistogramObserver", bins=64)
+    theirs(torch.linspace(-3, 2, 999))
+    ours.load_state_dict(theirs.state_dict())
+    assert_same_qparams(ours, theirs)
+    _, fresh = both("HistogramObserver", bins=64)
+    fresh.load_state_dict(to_torch_state_dict(ours.state_dict()))
+    assert_same_qparams(ours, fresh)
+
+
+def test_old_states() -> None:
+    """Versions without eps as a buffer, with other names, with an empty range."""
+    ours, theirs = both("PerChannelMinMaxObserver")
+    old = refquant.stateful.StateDict(
+        {"eps": ours.eps, "min_vals": np.float32([-1]), "max_vals": np.float32([2])}
+    )
+    old._metadata[""] = {"version": 2}
+    ours.load_state_dict(old)
+    np.testing.assert_array_equal(ours.max_val, [2])
+    ours, theirs = both("HistogramObserver", bins=2)
+    old = refquant.stateful.StateDict(
+        {"histogram": np.zeros(2), "min_val": np.empty(0), "max_val": np.empty(0)}
+    )
+    ours.load_state_dict(old)
+    theirs.load_state_dict(to_torch_state_dict(old))
+    assert_same_state(ours, theirs)
+
+
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    ours, _ = both("MinMaxObserver")
+    state = {"eps": np.ones(1), "min_val": np.array(-1.0), "max_val": np.ones(3)}
+    for wrong in (state, {"eps": np.ones(1)}, {**state, "max_val": np.array(1.0), "more": 1}):
+        with pytest.raises(VerifyError, match="state_dict"):
+            ours.load_state_dict(wrong)
+    assert ours.min_val == np.inf
+
+
+MISTAKES: list[tuple[str, dict[str, Any]]] = [
+    ("MinMaxObserver", {"quant_min": 3, "quant_max": 9}),
+    ("MinMaxObserver", {"quant_min": 0, "quant_max": 0}),
+    ("MinMaxObserver", {"dtype": refquant.qint8, "quant_min": -200, "quant_max": 127}),
+    ("MinMaxObserver", {"dtype": refquant.qint32, "quant_min": 0, "quant_max": 2**32}),
+    ("MinMaxObserver", {"dtype": refquant.float16}),
+    ("MinMaxObserver", {"dtype": refquant.int64}),
+    ("MinMaxObserver", {"qscheme": refquant.per_channel_affine}),
+    ("MinMaxObserver", {"qscheme": refquant.per_tensor_symmetric, "reduce_range": True}),
+    ("MovingAverageMinMaxObserver", {"is_dynamic": True}),
+    ("MovingAverageMinMaxObserver", {"qscheme": refquant.per_channel_affine}),
+    ("PerChannelMinMaxObserver", {"qscheme": refquant.per_tensor_affine}),
+    ("PerChannelMinMaxObserver", {"is_dynamic": True}),
+    (
+        "PerChannelMinMaxObserver",
+        {"qscheme": refquant.per_channel_symmetric, "reduce_range": True},
+    ),
+    ("HistogramObserver", {"is_dynamic": True}),
+    ("HistogramObserver", {"qscheme": refquant.per_channel_affine}),
+    ("FixedQParamsObserver", {"scale": 1.0, "zero_point": 0, "is_dynamic": True}),
+    ("FakeQuantize", {"quant_min": 0, "quant_max": 256}),
+    ("FakeQuantize", {"quant_min": -1, "quant_max": 5}),
+    ("FakeQuantize", {"quant_min": 9, "quant_max": 2}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), MISTAKES)
+def test_mistakes_are_torchs_error_class(name: str, settings: dict[str, Any]) -> None:
+    theirs = getattr(torch_fake_quantize, name, None) or getattr(torch_observer, name)
+    with pytest.raises((AssertionError, NotImplementedError)) as expected:
+        theirs(**{key: to_torch(value) for key, value in settings.items()})
+    with pytest.raises(RefquantError) as actual:
+        (getattr(fake_quantize, name, None) or getattr(observer, name))(**settings)
+    assert isinstance(actual.value, expected.type)
+    assert "\n" not in str(actual.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda o: o.PerChannelMinMaxObserver(ch_axis=3), np.ones((2, 3), np.float32)),
+        (lambda o: o.PerChannelMinMaxObserver(), np.ones((), np.float32)),
+        (lambda o: o.HistogramObserver(), np.array([1, np.nan], np.float32)),
+        (lambda o: o.HistogramObserver(), np.array([1, 2], np.int64)),
+    ],
+)
+def test_bad_data_is_torchs_error_class_and_changes_nothing(make: Any, x: Any) -> None:
+    ours, theirs = make(observer), make(torch_observer)
+    with pytest.raises((RuntimeError, IndexError)) as expected:
+        theirs(torch.from_numpy(x))
+    before = ours.state_dict()
+    with pytest.raises(RefquantError) as actual:
+        ours(x)
+    assert isinstance(actual.value, expected.type) or expected.type is NotImplementedError
+    assert all(np.array_equal(before[key], value) for key, value in ours.state_dict().items())
+    assert ours.batches == 0
+
+
+def test_other_channels_than_before() -> None:
+    ours, theirs = both("PerChannelMinMaxObserver")
+    first, second = np.ones((2, 3), np.float32), np.ones((3, 3), np.float32)
+    ours(first), theirs(torch.from_numpy(first))
+    with pytest.raises(RuntimeError):
+        theirs(torch.from_numpy(second))
+    with pytest.raises(VerifyError, match=r"3 channels.*has 2"):
+        ours(second)
+    assert_same_state(ours, theirs)
+
+
+@pytest.mark.parametrize("x", [np.array(["a"]), np.ones(2, complex), None])
+def test_what_is_no_array_of_numbers(x: Any) -> None:
+    with pytest.raises(VerifyError, match="expected an array of real numbers"):
+        observer.MinMaxObserver()(x)
+    with pytest.raises(VerifyError, match="dequantize first"):
+        observer.MinMaxObserver()(refquant.QTensor(np.zeros(2, np.uint8), 1.0, 0))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["HistogramObserver", *PER_TENSOR, *PER_CHANNEL])
+def test_warnings(name: str) -> None:
+    ours, _ = both(name)
+    for empty in (None, np.empty((0, 3), np.float32)):
+        if empty is not None:
+            assert ours(empty) is empty
+        with pytest.warns(UserWarning, match="must run observer") as caught:
+            scale, zero_point = ours.calculate_qparams()
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal((scale, zero_point), ([1], [0]))
+    if name == "HistogramObserver":
+        with pytest.warns(UserWarning, match="infinite"):
+            ours(np.float32([1, np.inf]))
+        return
+    ours(np.full((2, 2), np.nan, np.float32))
+    with pytest.warns(RuntimeWarning, match="remove NaN and infinity"):
+        ours.calculate_qparams()
+    with pytest.warns(UserWarning, match="reduce_range"):
+        both(name, reduce_range=True)
+
+
+def test_custom_range_that_does_not_fit_int32() -> None:
+    ours, theirs = both("MinMaxObserver", dtype=refquant.qint32, quant_min=0, quant_max=2**32 - 1)
+    for observed in (ours, theirs):
+        observed(np.float32([-1, 2]) if observed is ours else torch.tensor([-1.0, 2]))
+        with pytest.raises(RuntimeError):
+            observed.calculate_qparams()
+
+
+def test_factories_chain_and_compute_arguments() -> None:
+    calls: list[int] = []
+    make = observer.MinMaxObserver.with_args(dtype=refquant.qint8).with_args(quant_min=-8)
+    make = make.with_callable_args(quant_max=lambda: calls.append(1) or 7)
+    one, two = make(), make()
+    assert one is not two
+    assert (one.dtype, one.quant_min, one.quant_max, len(calls)) == (refquant.qint8, -8, 7, 2)
+    assert make(quant_max=5).quant_max == 5
+    assert len(calls) == 2
+    signature = inspect.signature(observer.HistogramObserver)
+    expected = inspect.signature(torch_observer.HistogramObserver)
+    names = [name for name in expected.parameters if name != "kwargs"]
+    assert list(signature.parameters)[: len(names)] == names
+
+
+@pytest.mark.parametrize("name", ["MinMaxObserver", "PerChannelMinMaxObserver"])
+def test_merging_is_exact(name: str) -> None:
+    rng = np.random.default_rng(0)
+    batches = [rng.standard_normal((3, 5)).astype(np.float32) for _ in range(4)]
+    whole, _ = both(name)
+    parts = [both(name)[0] for _ in range(3)]
+    for index, batch in enumerate(batches):
+        whole(batch)
+        parts[index % 2](batch)
+    merged = parts[2].merge(parts[0]).merge(parts[1]).merge(both(name)[0])
+    assert all(np.array_equal(v, merged.state_dict()[k]) for k, v in whole.state_dict().items())
+    assert (merged.batches, merged.elements) == (4, 60)
+    with pytest.raises(VerifyError, match="dtype differs"):
+        merged.merge(both(name, dtype=refquant.qint8)[0])
+    with pytest.raises(VerifyError, match="expected a"):
+        merged.merge(observer.HistogramObserver())
+
+
+@pytest.mark.parametrize(
+    "name", ["HistogramObserver", "MovingAverageMinMaxObserver", PER_CHANNEL[1]]
+)
+def test_what_depends_on_order_does_not_merge(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="one observer in their order"):
+        both(name)[0].merge(both(name)[0])
+
+
+def test_reports_and_resets() -> None:
+    rng = np.random.default_rng(0)
+    ours = observer.HistogramObserver()
+    ours(rng.standard_t(3, 10_000).astype(np.float32))
+    report = ours.report()
+    found = ours.search()
+    inside = ours.histogram[found.start_bin : found.end_bin + 1]
+    assert report.elements == 10_000
+    assert 0 <= report.clipped < 0.01
+    assert inside.sum() == round((1 - report.clipped) * 10_000)
+    assert report.chosen == (found.minimum, found.maximum)
+    assert "clipped" in str(report)
+    with pytest.raises(UnsupportedError, match="Cannot reset"):
+        ours.reset_min_max_vals()
+    other = observer.PerChannelMinMaxObserver()
+    other(np.ones((9, 2)))
+    assert "(9 channels)" in str(other.report())
+    other.reset_min_max_vals()
+    assert (other.min_val.size, other.batches) == (0, 0)
+
+
+def test_plots() -> None:
+    pytest.importorskip("matplotlib")
+    ours = observer.HistogramObserver()
+    with pytest.raises(VerifyError, match="no data"):
+        ours.plot()
+    ours(np.random.default_rng(0).standard_normal(1000).astype(np.float32))
+    histogram, search = ours.plot().axes
+    assert histogram.get_legend().get_texts()[0].get_text() == "observed"
+    assert len(search.lines[0].get_ydata()) == len(ours.search().errors)
+    ranges = observer.PerChannelMinMaxObserver()
+    ranges(np.ones((3, 2)))
+    assert len(ranges.plot().axes[0].patches) == 3
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu()
+
+
+def test_statistics_of_a_whole_model() -> None:
+    prepared = prepare(_Net(), (2, 3, 8, 8))
+    graph = from_fx(prepared, (torch.zeros(2, 3, 8, 8),))
+    expected = torch_observer.get_observer_state_dict(prepared)
+    actual = observer.get_observer_state_dict(graph)
+    # torch's state names an observer that two values share twice.
+    assert {key.partition(".")[0] for key in actual} == {
+        name for name, module in prepared.named_modules() if hasattr(module, "eps")
+    }
+    for key, value in actual.items():
+        np.testing.assert_array_equal(value, expected[key].numpy())
+    changed = {key: value * 2 if "val" in key else value for key, value in actual.items()}
+    loaded = copy.deepcopy(prepared)
+    torch_observer.load_observer_state_dict(loaded, to_torch_state_dict(changed))
+    observer.load_observer_state_dict(graph, changed)
+    again = from_fx(loaded, (torch.zeros(2, 3, 8, 8),))
+    assert graph.modules.keys() == again.modules.keys()
+    for path, module in again.modules.items():
+        for name, value in module.state.items():
+            np.testing.assert_array_equal(graph.modules[path].state[name], value)
+    key = next(key for key in changed if "histogram" in key)
+    before = observer.get_observer_state_dict(graph)
+    with pytest.raises(VerifyError, match="has shape"):
+        observer.load_observer_state_dict(graph, {**changed, key: np.ones(3)})
+    after = observer.get_observer_state_dict(graph)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_observers_of_a_model_as_objects(training: bool) -> None:
+    prepared = (prepare_qat if training else prepare)(_Net(), (2, 3, 8, 8))
+    graph = from_fx(prepared, (torch.zeros(2, 3, 8, 8),))
+    x = np.random.default_rng(0).standard_normal((4, 4, 6, 6)).astype(np.float32)
+    for path, module in graph.modules.items():
+        theirs = prepared.get_submodule(path)
+        ours = observer_of(module)
+        assert_same_state(ours, theirs)
+        assert_same_qparams(ours, theirs)
+        y = ours(x)
+        expected = copy.deepcopy(theirs)(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_array_equal(y, expected)
+    found: dict[str, Any] = {}
+    observer.get_observer_dict(graph, found, "model")
+    ending = ".activation_post_process" if training else ""
+    assert list(found) == [f"model.{path}{ending}" for path in graph.modules]
+    with pytest.raises(UnsupportedError, match=r"my\.Observer is not"):
+        observer_of(Module("my.Observer"))
+
+
+def test_loading_statistics_resets_eps_as_torch_does() -> None:
+    """An observation worth a warning: torch forgets a custom eps here."""
+    ours = fake_quantize.FakeQuantize(eps=2**-12)
+    theirs = torch_fake_quantize.FakeQuantize(eps=2**-12)
+    state = torch_observer.get_observer_state_dict(nn.ModuleDict({"a": theirs}))
+    torch_observer.load_observer_state_dict(nn.ModuleDict({"a": theirs}), state)
+    with pytest.warns(UserWarning, match="eps"):
+        observer.load_observer_state_dict(ours, observer.get_observer_state_dict(ours))
+    assert_same_state(ours, theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.load_state_dict(ours.state_dict())
+    with pytest.warns(UserWarning, match="no observer has"):
+        observer.load_observer_state_dict(ours, {"elsewhere.min_val": np.ones(1)})
