@@ -21,6 +21,7 @@ from refquant.kernels.min_max import min_max, min_max_compiled
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
+Real = float | np.float32
 
 ACCEPTED = tuple(map(np.dtype, ("float64", "float32", "float16", ml_dtypes.bfloat16)))
 UPSAMPLE = 16
@@ -87,7 +88,7 @@ def extremes_compiled(x: Array) -> Extremes:
     return Extremes(*min_max_compiled(x)) if large else extremes(x)
 
 
-def linspace(start: float, end: float, steps: int, target: Target = Target()) -> F32:
+def linspace(start: Real, end: Real, steps: int, target: Target = Target()) -> F32:
     r"""Return evenly spaced float32 numbers as ``torch.linspace`` does.
 
     .. math:: y_i = \mathrm{fma}(i, \Delta, start) \;(i < n/2), \qquad
@@ -117,6 +118,10 @@ def linspace(start: float, end: float, steps: int, target: Target = Target()) ->
 
 
 @cache
+def _finfo(dtype: np.dtype[Any]) -> Any:
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
 def _limit(dtype: np.dtype[Any]) -> int:
     """Return the count at which adding one in ``dtype`` no longer changes it.
 
@@ -125,12 +130,12 @@ def _limit(dtype: np.dtype[Any]) -> int:
     >>> _limit(np.dtype(np.float32)) == 2**24, _limit(np.dtype(ml_dtypes.bfloat16))
     (True, 256)
     """
-    return int(2 ** (ml_dtypes.finfo(dtype).nmant + 1))
+    return int(2 ** (_finfo(dtype).nmant + 1))
 
 
 def _fitting(value: float, dtype: np.dtype[Any]) -> Any:
     """Return an end of the range in ``dtype``, if it is not too large for it."""
-    if abs(value) > float(ml_dtypes.finfo(dtype).max):
+    if abs(value) > float(_finfo(dtype).max):
         raise VerifyError(f"histogram: an end of the range is too large for {dtype}, got {value}")
     return dtype.type(value)
 

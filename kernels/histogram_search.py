@@ -99,8 +99,8 @@ def error(
         begin = (np.arange(bins) - start_bin).astype(np.float32) * b
         end = begin + b
         last = np.float32(dst_bins - 1)
-        first_step = np.clip(floor_divide(begin, d), np.float32(0), last)
-        last_step = np.clip(floor_divide(end, d), np.float32(0), last)
+        first_step = np.clip(floor_divide(begin, np.asarray(d)), np.float32(0), last)
+        last_step = np.clip(floor_divide(end, np.asarray(d)), np.float32(0), last)
         density = state.counts / b
         cost = _cost(begin - (first_step + np.float32(0.5)) * d, half, density)
         cost = cost + (last_step - first_step - np.float32(1)) * _cost(-half, half, density)

@@ -46,6 +46,32 @@ ACCEPTED_DTYPES = (
 )
 
 
+class Observed(np.ndarray[Any, Any]):
+    """What calling an observer returns: the data itself, which can be asked on.
+
+    A view, so that ``Observer()(x).calculate_qparams()`` is one expression. What is computed from
+    it is a plain array again.
+    """
+
+    observer: ObserverBase | None = None
+
+    def calculate_qparams(self) -> tuple[Array, Array]:
+        """Return the observer's scale and zero point.
+
+        Raises
+        ------
+        VerifyError
+            If this is a part of what was observed.
+        """
+        if self.observer is None:
+            raise VerifyError("calculate_qparams: this array is a part of what was observed")
+        return self.observer.calculate_qparams()
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Return results of arithmetic as plain arrays."""
+        return array[()] if return_scalar else array
+
+
 class ObserverBase(ABC, HasFactories, Stateful):
     """Base of all observers: call one with data, then ask it for scale and zero point.
 
@@ -70,9 +96,14 @@ class ObserverBase(ABC, HasFactories, Stateful):
     def calculate_qparams(self) -> tuple[Array, Array]:
         """Return scale and zero point for what was observed."""
 
-    def __call__(self, x: Array) -> Array:
-        """Take note of ``x`` and return it, the same object."""
-        return self.forward(x)
+    def __call__(self, x: Any) -> Any:
+        """Take note of ``x`` and return it, as a view that answers ``calculate_qparams``."""
+        y = self.forward(x)
+        if not isinstance(y, np.ndarray):
+            return y
+        observed = y.view(Observed)
+        observed.observer = self
+        return observed
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -163,6 +194,15 @@ class UniformQuantizationObserverBase(ObserverBase):
             )
         self.has_customized_qrange = quant_min is not None and quant_max is not None
         self.quant_min, self.quant_max = quant_range(dtype, quant_min, quant_max, reduce_range)
+        stored = None if dtype.is_floating_point else np.iinfo(dtype.storage)
+        if stored is not None and not stored.min <= self.quant_min <= self.quant_max <= stored.max:
+            warnings.warn(
+                f"{type(self).__name__}: the range [{self.quant_min}, {self.quant_max}] exceeds "
+                f"{dtype}, which torch accepts here and saturates when it quantizes; give a range "
+                f"within [{stored.min}, {stored.max}]",
+                UserWarning,
+                stacklevel=caller(),
+            )
         self.batches = 0
         self.elements = 0
 

@@ -216,6 +216,15 @@ def test_search_of_any_state(ledger: Ledger) -> None:
         _check_search(ledger, subject, state, _observer(state, dtype), dtype, this_machine())
 
 
+def test_search_goes_on_at_equal_errors(ledger: Ledger) -> None:
+    """Errors that overflow are equal, and only a larger one stops the search."""
+    counts = np.full(50, 1e30, np.float32)
+    for width in (1e10, 1e12, 0.0):
+        state = Histogram(counts, np.float32(-width), np.float32(width))
+        subject = "HistogramObserver search of any state"
+        _check_search(ledger, subject, state, _observer(state), torch.quint8, this_machine())
+
+
 def test_observe_into_any_state(ledger: Ledger) -> None:
     """Torch raises where refquant does, and agrees elsewhere."""
     rng = np.random.default_rng(4)

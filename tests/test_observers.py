@@ -109,7 +109,7 @@ def test_min_max_observers(ledger: Ledger) -> None:
         for _ in range(rng.integers(1, 5)):
             x = random_batch(rng, shape)
             theirs(to_torch(x))
-            assert ours(x) is x
+            assert ours.forward(x) is x
         assert_same_state(ours, theirs)
         assert_same_qparams(ours, theirs)
         runs += 1
@@ -315,11 +315,13 @@ def test_warnings(name: str) -> None:
     ours, _ = both(name)
     for empty in (None, np.empty((0, 3), np.float32)):
         if empty is not None:
-            assert ours(empty) is empty
+            assert ours.forward(empty) is empty
         with pytest.warns(UserWarning, match="must run observer") as caught:
             scale, zero_point = ours.calculate_qparams()
         assert caught[0].filename == __file__
         np.testing.assert_array_equal((scale, zero_point), ([1], [0]))
+    with pytest.warns(UserWarning, match=r"\[0, 300\] exceeds quint8"):
+        getattr(observer, name)(quant_min=0, quant_max=300)
     if name == "HistogramObserver":
         with pytest.warns(UserWarning, match="infinite"):
             ours(np.float32([1, np.inf]))
@@ -337,6 +339,48 @@ def test_custom_range_that_does_not_fit_int32() -> None:
         observed(np.float32([-1, 2]) if observed is ours else torch.tensor([-1.0, 2]))
         with pytest.raises(RuntimeError):
             observed.calculate_qparams()
+
+
+def test_one_expression() -> None:
+    x = np.array([-1.0, 3.0], np.float32)
+    scale, zero_point = observer.MinMaxObserver.with_args(dtype=refquant.qint8)()(
+        x
+    ).calculate_qparams()
+    expected = torch_observer.MinMaxObserver(dtype=torch.qint8)
+    expected(torch.from_numpy(x))
+    assert (scale, zero_point) == tuple(value.item() for value in expected.calculate_qparams())
+    y = observer.MinMaxObserver()(x)
+    assert np.shares_memory(y, x)
+    assert type(y + 1) is type(y.sum() + x) is np.ndarray
+    with pytest.raises(VerifyError, match="part of what was observed"):
+        y[:1].calculate_qparams()
+
+
+def test_recording() -> None:
+    ours, theirs = both("RecordingObserver")
+    for x in (np.float32([1, 2]), np.float32([[3]])):
+        assert ours.forward(x) is x
+        theirs(torch.from_numpy(x))
+        x += 1  # what was recorded is a copy
+    for mine, other in zip(ours.get_tensor_value(), theirs.get_tensor_value(), strict=True):
+        np.testing.assert_array_equal(mine, other.numpy())
+
+
+@pytest.mark.parametrize(
+    "name", ["NoopObserver", "PlaceholderObserver", "RecordingObserver", "ReuseInputObserver"]
+)
+def test_observers_without_statistics(name: str) -> None:
+    ours, theirs = both(name)
+    x = np.ones(3, np.float32)
+    assert ours.forward(x) is x
+    assert to_torch(ours.dtype) == theirs.dtype
+    with pytest.raises(Exception, match="should not be called"):
+        theirs.calculate_qparams()
+    with pytest.raises(UnsupportedError, match="has no statistics"):
+        ours.calculate_qparams()
+    if name == "PlaceholderObserver":
+        with pytest.warns(UserWarning, match="compute_dtype"):
+            observer.PlaceholderObserver(compute_dtype=refquant.qint8)
 
 
 def test_factories_chain_and_compute_arguments() -> None:

@@ -1,4 +1,4 @@
-"""The repros of docs/findings.md print what the page says."""
+"""The Python blocks of the documentation print what the page says."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-PAGE = (Path(__file__).parent.parent / "docs" / "findings.md").read_text()
-REPROS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DOCS = Path(__file__).parent.parent / "docs"
+BLOCKS = [
+    pytest.param(code, id=f"{page}-{index}")
+    for page in ("findings", "observers")
+    for index, code in enumerate(
+        re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
+    )
+]
 
 
-def test_the_page_has_repros() -> None:
-    assert len(REPROS) >= 3
+def test_the_pages_have_blocks() -> None:
+    assert len(BLOCKS) >= 8
 
 
-@pytest.mark.parametrize("code", REPROS, ids=range(len(REPROS)))
-def test_a_repro_prints_what_its_last_comment_says(code: str) -> None:
+@pytest.mark.parametrize("code", BLOCKS)
+def test_a_block_prints_what_its_last_comment_says(code: str) -> None:
     engine, threads = torch.backends.quantized.engine, torch.get_num_threads()
     printed = io.StringIO()
     try:
