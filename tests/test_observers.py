@@ -111,7 +111,13 @@ def test_min_max_observers(ledger: Ledger) -> None:
             theirs(to_torch(x))
             assert ours.forward(x) is x
         assert_same_state(ours, theirs)
-        assert_same_qparams(ours, theirs)
+        if np.any(ours.min_val > ours.max_val):  # rounding can cross two moving averages
+            with pytest.raises(AssertionError, match="should be less than max"):
+                theirs.calculate_qparams()
+            with pytest.raises(VerifyError, match="must not be greater than max"):
+                ours.calculate_qparams()
+        else:
+            assert_same_qparams(ours, theirs)
         runs += 1
         ledger.run(f"observer, {settings['dtype']} {settings['qscheme']}", True)
 
