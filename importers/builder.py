@@ -48,7 +48,7 @@ class Builder:
         if known is not None and _same(known, data):
             return Value(name, type_of(data))
         name = self.unique(name)
-        self.graph.parameters[name] = data
+        self.graph.parameters[name] = _copy(data)
         return Value(name, type_of(data))
 
     def open(self, origin: Origin) -> None:
@@ -110,6 +110,13 @@ def rebuild(sequence: Any, parts: Iterable[Any]) -> Any:
     if hasattr(sequence, "_fields"):
         return type(sequence)(*parts)
     return type(sequence)(parts)
+
+
+def _copy(data: Tensor) -> Tensor:
+    """Return data of our own: the imported model may be trained on."""
+    if isinstance(data, QTensor):
+        return data.with_int_repr(data.int_repr.copy(order="K"))
+    return data.copy(order="K")
 
 
 def _same(one: Any, other: Tensor) -> bool:

@@ -166,7 +166,8 @@ class FxBuilder(TorchBuilder):
                 }
             config = {key: value for key, value in config.items() if value is not NotImplemented}
             state = {
-                key: np.array(to_tensor(value))  # a copy: calibrating torch must not change it
+                # A copy: torch goes on calibrating, and cannot resize what NumPy sees.
+                key: np.asarray(to_tensor(value.clone()))
                 for key, value in module.state_dict().items()
                 if isinstance(value, self._torch.Tensor)
             }

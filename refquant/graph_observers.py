@@ -191,7 +191,7 @@ def _load_into_graph(graph: Graph, loaded: dict[str, Array]) -> None:
         for name, buffer in state.items():
             key = f"{path}.{name}"
             if name.rpartition(".")[2] == "eps":
-                state[name] = default_eps(key, loaded.get(key, buffer))
+                state[name] = default_eps(key, loaded.get(key), buffer)
             elif (value := loaded.get(key)) is not None:
                 if value.shape != buffer.shape and not _may_grow(name):
                     raise VerifyError(

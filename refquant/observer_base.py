@@ -317,7 +317,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         """Reset eps where torch does: in a state without a version number."""
         if version is not None and version != 1:
             return local
-        return {**local, "eps": default_eps(type(self).__name__, local.get("eps"))}
+        return {**local, "eps": default_eps(type(self).__name__, local.get("eps"), self.eps)}
 
     def _require_same_settings(self, other: UniformQuantizationObserverBase) -> None:
         if type(other) is not type(self):
@@ -334,15 +334,17 @@ class UniformQuantizationObserverBase(ObserverBase):
         self.elements += other.elements
 
 
-def default_eps(owner: str, loaded: Array | None) -> F32:
+def default_eps(owner: str, *lost: Array | None) -> F32:
     """Return the default eps, and warn if another one is lost by it."""
-    if loaded is not None and np.any(loaded != np.float32(FLOAT32_EPS)):
-        warnings.warn(
-            f"{owner}: eps {loaded} is replaced by {FLOAT32_EPS:.9g}, as torch does for a "
-            "state_dict without version and in load_observer_state_dict",
-            UserWarning,
-            stacklevel=caller(),
-        )
+    for eps in lost:
+        if eps is not None and np.any(eps != np.float32(FLOAT32_EPS)):
+            warnings.warn(
+                f"{owner}: eps {eps} is replaced by {FLOAT32_EPS:.9g}, as torch does for a "
+                "state_dict without version and in load_observer_state_dict",
+                UserWarning,
+                stacklevel=caller(),
+            )
+            break
     return np.array([FLOAT32_EPS], np.float32)
 
 

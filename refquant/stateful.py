@@ -116,5 +116,5 @@ class Stateful:
 
 
 def as_array(value: Any) -> Array:
-    """Return an array, or a torch tensor's."""
-    return np.asarray(value.detach() if hasattr(value, "detach") else value)
+    """Return an array, or a copy of a torch tensor, which torch cannot resize once NumPy sees it."""
+    return np.asarray(value.detach().clone() if hasattr(value, "detach") else value)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from blocks import BLOCKS
 from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping, quantize_fx
 
 from refquant.importers import from_fx
 from refquant.ir import Graph, UnsupportedError, VerifyError, parse
@@ -395,3 +396,24 @@ def test_importing_leaves_the_model_as_it_was() -> None:
         from_fx(model, (example(IMAGE),))
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_a_graph_does_not_share_memory_with_the_model() -> None:
+    """The model may be trained or calibrated on; torch cannot resize what NumPy sees."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    graph = from_fx(model, (x,))
+    before = graph(x.numpy())
+    with torch.no_grad():
+        model[0].weight.zero_()
+    np.testing.assert_array_equal(graph(x.numpy()), before)
+    mapping = get_default_qat_qconfig_mapping("fbgemm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        observed = quantize_fx.prepare_qat_fx(model.train(), mapping, (x,))
+    graph = from_fx(observed, (x,))
+    observed(x)
+    scale = observed.get_submodule("0").weight_fake_quant.scale
+    assert scale.numel() == 4
+    state = next(m.state for path, m in graph.modules.items() if "weight" in path)
+    assert state["activation_post_process.min_val"].size == 0

@@ -16,6 +16,7 @@ from oracle import this_machine, to_torch, torch_as
 from torch import nn
 from torch.ao.quantization import fake_quantize as torch_fake_quantize
 from torch.ao.quantization import observer as torch_observer
+from torch.ao.quantization.utils import determine_qparams as torch_determine_qparams
 
 import refquant
 from refquant import fake_quantize, observer
@@ -122,6 +123,29 @@ def test_min_max_observers(ledger: Ledger) -> None:
         ledger.run(f"observer, {settings['dtype']} {settings['qscheme']}", True)
 
 
+def test_determine_qparams(ledger: Ledger) -> None:
+    """Torch's function of this name: wider types, and two other zero points."""
+    values = [-np.inf, -3e38, -5.0, -1e-7, -0.0, 0.0, 1e-45, 0.3, 1e30, np.inf, np.nan]
+    low, high = (v.ravel() for v in np.meshgrid(*[np.array(values, np.float32)] * 2))
+    ordered = ~(low > high)
+    low, high = low[ordered], high[ordered]
+    for dtype in ACCEPTED_DTYPES:
+        for scheme in QScheme:
+            for limits in ((0, 255), (-8, 7), (-5, 250)):
+                for customized in (False, True):
+                    arguments = (*limits, dtype, 2.0**-12, customized, scheme)
+                    expected = torch_determine_qparams(
+                        *(torch.from_numpy(v) for v in (low, high)),
+                        *(*limits, to_torch(dtype), torch.tensor([2.0**-12])),
+                        *(customized, to_torch(scheme)),
+                    )
+                    actual = observer.determine_qparams(low, high, *arguments)
+                    for mine, theirs in zip(actual, expected, strict=True):
+                        ledger.equal("determine_qparams", mine, theirs.numpy())
+    scale, zero_point = observer.determine_qparams(np.empty(0), np.empty(0), 0, 255, dtype)
+    assert (scale.dtype, zero_point.dtype) == (np.float32, np.int64)
+
+
 def random_values(rng: np.random.Generator, kind: int, size: int, batch: int) -> Any:
     """Draw from one of nine kinds of distribution."""
     normal = rng.standard_normal(size)
@@ -198,6 +222,9 @@ def test_states_load_both_ways(name: str, used: bool) -> None:
     torch_fresh.load_state_dict(to_torch_state_dict(ours.state_dict()))
     fresh.load_state_dict(ours.state_dict())
     assert_same_state(fresh, torch_fresh)
+    assert_same_state(fresh, theirs)
+    fresh(x * 2)
+    theirs(torch.from_numpy(x * 2))
     assert_same_state(fresh, theirs)
 
 
@@ -494,6 +521,11 @@ def test_statistics_of_a_whole_model() -> None:
     for path, module in again.modules.items():
         for name, value in module.state.items():
             np.testing.assert_array_equal(graph.modules[path].state[name], value)
+    path = next(iter(graph.modules))
+    graph.modules[path].state["eps"] = np.array([0.5], np.float32)
+    with pytest.warns(UserWarning, match="eps"):
+        observer.load_observer_state_dict(graph, changed)
+    assert graph.modules[path].state["eps"] == np.float32(2**-23)
     key = next(key for key in changed if "histogram" in key)
     before = observer.get_observer_state_dict(graph)
     with pytest.raises(VerifyError, match="has shape"):
