@@ -30,6 +30,7 @@ from refquant.observer_base import (
     caller,
     require_qscheme,
 )
+from refquant.observer_plot import draw_histogram, draw_search, new_axes
 from refquant.observer_report import ObserverReport
 
 _WIDE = {qint32: 2**32, int32: 2**32, int16: 2**16, uint16: 2**16}
@@ -161,6 +162,32 @@ class HistogramObserver(UniformQuantizationObserverBase):
             chosen=(float(found.minimum), float(found.maximum)),
             clipped=1 - kept / total if total else 0.0,
         )
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the histogram, the chosen range and what it clips, and the errors of the search.
+
+        Parameters
+        ----------
+        axes : matplotlib Axes, optional
+            Where to draw the histogram, alone; a new figure with both by default.
+
+        Returns
+        -------
+        matplotlib Figure
+
+        Raises
+        ------
+        UnsupportedError
+            If matplotlib is not installed.
+        VerifyError
+            If nothing was observed.
+        """
+        self._require_data("plot")
+        first, *rest = new_axes(2) if axes is None else [axes]
+        draw_histogram(first, self.histogram, self.report())
+        if rest:
+            draw_search(rest[0], self.search())
+        return first.figure
 
     def _upgrade(self, local: dict[str, Array], version: int | None) -> dict[str, Array]:
         """Give the empty minimum and maximum of versions below 3 their values of today."""

@@ -35,6 +35,7 @@ from refquant.min_max_observer import (
     PerChannelMinMaxObserver,
 )
 from refquant.observer_base import ObserverBase, UniformQuantizationObserverBase, caller
+from refquant.observer_state import get_observer_state_dict, load_observer_state_dict
 
 __all__ = [
     "FixedQParamsObserver",
@@ -64,6 +65,8 @@ __all__ = [
     "default_symmetric_fixed_qparams_observer",
     "default_weight_observer",
     "determine_qparams",
+    "get_observer_state_dict",
+    "load_observer_state_dict",
     "per_channel_weight_observer_range_neg_127_to_127",
     "weight_observer_range_neg_127_to_127",
 ]
@@ -278,12 +281,3 @@ default_fixed_qparams_range_0to1_observer = FixedQParamsObserver.with_args(
 default_symmetric_fixed_qparams_observer = default_fixed_qparams_range_neg1to1_observer
 default_affine_fixed_qparams_observer = default_fixed_qparams_range_0to1_observer
 default_reuse_input_observer = ReuseInputObserver
-
-
-def __getattr__(name: str) -> Any:
-    """Offer the functions on whole models here too, as torch does."""
-    if name in ("get_observer_dict", "get_observer_state_dict", "load_observer_state_dict"):
-        from refquant import graph_observers
-
-        return getattr(graph_observers, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

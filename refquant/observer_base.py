@@ -37,6 +37,7 @@ from refquant.kernels.calculate_qparams import (
     is_unobserved,
     quant_range,
 )
+from refquant.observer_plot import draw_ranges, new_axes
 from refquant.observer_report import ObserverReport
 from refquant.stateful import Stateful
 
@@ -294,7 +295,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         )
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw what was observed; needs the extra ``plot``.
+        """Draw the observed range of each channel; needs the extra ``plot``.
 
         Parameters
         ----------
@@ -304,10 +305,22 @@ class UniformQuantizationObserverBase(ObserverBase):
         Returns
         -------
         matplotlib Figure
-        """
-        from refquant.observer_plot import plot
 
-        return plot(self, axes)
+        Raises
+        ------
+        UnsupportedError
+            If matplotlib is not installed.
+        VerifyError
+            If nothing was observed.
+        """
+        self._require_data("plot")
+        axes = new_axes()[0] if axes is None else axes
+        draw_ranges(axes, self.report())
+        return axes.figure
+
+    def _require_data(self, what: str) -> None:
+        if is_unobserved(self.min_val, self.max_val):
+            raise VerifyError(f"{what}: {type(self).__name__} has seen no data")
 
     def extra_repr(self) -> str:
         """Return the range."""

@@ -6,72 +6,38 @@ from typing import Any
 
 import numpy as np
 
-from refquant.histogram_observer import HistogramObserver
-from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.kernels.calculate_qparams import is_unobserved
-from refquant.observer_base import UniformQuantizationObserverBase
+from refquant.ir.errors import UnsupportedError
+from refquant.kernels.calculate_qparams import F32
+from refquant.kernels.histogram_search import Search
+from refquant.observer_report import ObserverReport
 
 
-def plot(observer: UniformQuantizationObserverBase, axes: Any = None) -> Any:
-    """Draw the histogram with the chosen range and the clipped share, or the ranges.
-
-    Parameters
-    ----------
-    observer : observer with statistics
-        A ``HistogramObserver`` gives the counts, the observed and the chosen range, the clipped
-        mass, and in a second plot the error of every range that the search tried. The others
-        give one bar from minimum to maximum per channel.
-    axes : matplotlib Axes, optional
-        Where to draw; with it the error curve is left out. By default a new figure.
-
-    Returns
-    -------
-    matplotlib Figure
+def new_axes(count: int = 1) -> list[Any]:
+    """Return axes side by side on a new figure.
 
     Raises
     ------
     UnsupportedError
         If matplotlib is not installed.
-    VerifyError
-        If nothing was observed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UnsupportedError("plot needs matplotlib; pip install 'refquant[plot]'") from None
-    if is_unobserved(observer.min_val, observer.max_val):
-        raise VerifyError(f"plot: {type(observer).__name__} has seen no data")
-    if isinstance(observer, HistogramObserver):
-        if axes is not None:
-            _draw_histogram(observer, axes)
-            return axes.figure
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        first, second = figure.subplots(1, 2)
-        _draw_histogram(observer, first)
-        _draw_errors(observer, second)
-        return figure
-    if axes is None:
-        axes = Figure(layout="constrained").subplots()
-    _draw_ranges(observer, axes)
-    return axes.figure
+    figure = Figure(figsize=(5.5 * count, 4), layout="constrained")
+    return list(np.atleast_1d(figure.subplots(1, count)))
 
 
-def _draw_histogram(observer: HistogramObserver, axes: Any) -> None:
-    report = observer.report()
-    low, high = float(observer.min_val), float(observer.max_val)
-    edges = np.linspace(low, high, observer.bins + 1)
-    axes.stairs(observer.histogram, edges, fill=True, label="observed")
+def draw_histogram(axes: Any, counts: F32, report: ObserverReport) -> None:
+    """Draw the counts, the chosen range and what it clips."""
+    edges = np.linspace(float(report.min_val), float(report.max_val), counts.size + 1)
+    axes.stairs(counts, edges, fill=True, label="observed")
     if report.chosen is not None and report.clipped is not None:
-        left, right = report.chosen
-        outside = (edges[:-1] < left) | (edges[1:] > right)
-        axes.stairs(
-            np.where(outside, observer.histogram, 0),
-            edges,
-            fill=True,
-            color="tab:red",
-            label=f"clipped {report.clipped:.3%}",
-        )
-        axes.axvspan(left, right, alpha=0.15, color="tab:green", label="chosen range")
+        low, high = report.chosen
+        outside = (edges[:-1] < low) | (edges[1:] > high)
+        label = f"clipped {report.clipped:.3%}"
+        axes.stairs(np.where(outside, counts, 0), edges, fill=True, color="tab:red", label=label)
+        axes.axvspan(low, high, alpha=0.15, color="tab:green", label="chosen range")
     axes.set_yscale("symlog")
     axes.set_xlabel("value")
     axes.set_ylabel("elements in bin")
@@ -79,25 +45,24 @@ def _draw_histogram(observer: HistogramObserver, axes: Any) -> None:
     axes.legend()
 
 
-def _draw_errors(observer: HistogramObserver, axes: Any) -> None:
-    found = observer.search()
-    axes.plot(found.errors[:, 2], marker=".")
-    kept = np.flatnonzero(
-        (found.errors[:, 0] == found.start_bin) & (found.errors[:, 1] == found.end_bin)
-    )
-    if kept.size:
-        at = kept[-1]
-        axes.plot(at, found.errors[at, 2], "o", color="tab:green", label="chosen")
-        axes.legend()
+def draw_search(axes: Any, found: Search) -> None:
+    """Draw the error of every range that the search tried."""
+    first, last, error = found.errors.T
+    axes.plot(error, marker=".")
+    chosen = np.flatnonzero((first == found.start_bin) & (last == found.end_bin))
+    axes.plot(chosen[-1:], error[chosen[-1:]], "o", color="tab:green", label="chosen")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("range tried, from wide to narrow")
     axes.set_ylabel("quantization error")
     axes.set_title("search")
+    axes.legend()
 
 
-def _draw_ranges(observer: UniformQuantizationObserverBase, axes: Any) -> None:
-    low, high = np.atleast_1d(observer.min_val), np.atleast_1d(observer.max_val)
+def draw_ranges(axes: Any, report: ObserverReport) -> None:
+    """Draw a bar from minimum to maximum for each channel."""
+    low, high = np.atleast_1d(report.min_val), np.atleast_1d(report.max_val)
     axes.bar(np.arange(low.size), high - low, bottom=low)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xlabel("channel" if low.size > 1 else "tensor")
     axes.set_ylabel("observed range")
-    axes.set_title(type(observer).__name__)
+    axes.set_title(report.observer)

@@ -116,5 +116,5 @@ class Stateful:
 
 
 def as_array(value: Any) -> Array:
-    """Return an array, or a copy of a torch tensor, which torch cannot resize once NumPy sees it."""
+    """Return an array; of a torch tensor a copy, for torch cannot resize what NumPy sees."""
     return np.asarray(value.detach().clone() if hasattr(value, "detach") else value)

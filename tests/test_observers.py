@@ -20,7 +20,7 @@ from torch.ao.quantization.utils import determine_qparams as torch_determine_qpa
 
 import refquant
 from refquant import fake_quantize, observer
-from refquant.graph_observers import observer_of
+from refquant.graph_observers import get_observer_dict, observer_of
 from refquant.importers import from_fx, to_torch_state_dict
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Module
@@ -548,7 +548,7 @@ def test_observers_of_a_model_as_objects(training: bool) -> None:
         expected = copy.deepcopy(theirs)(torch.from_numpy(x)).detach().numpy()
         np.testing.assert_array_equal(y, expected)
     found: dict[str, Any] = {}
-    observer.get_observer_dict(graph, found, "model")
+    get_observer_dict(graph, found, "model")
     ending = ".activation_post_process" if training else ""
     assert list(found) == [f"model.{path}{ending}" for path in graph.modules]
     with pytest.raises(UnsupportedError, match=r"my\.Observer is not"):
