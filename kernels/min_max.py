@@ -58,64 +58,80 @@ def _float32(x: Array) -> F32:
 
 # A float32 is compared by its bits: among numbers of one sign they order as integers do, the
 # negative ones backwards. Four integer extremes therefore hold the range, and the NaNs, whose
-# bits lie beyond those of infinity.
-_INFINITY = np.uint32(0x7F800000)
-_MINUS_INFINITY = np.uint32(0xFF800000)
+# bits lie beyond those of infinity. Integer extremes are what vectorises.
+_INFINITY = 0x7F800000
+_MINUS_INFINITY = 0xFF800000
+_NAN = np.uint32(0x7FC00000)
+_SMIN, _SMAX = np.int32(-(2**31)), np.int32(2**31 - 1)
+_UMAX = np.uint32(2**32 - 1)
 
 
 @jit
-def _extremes(signed: Any, unsigned: Any, found: Any) -> None:
-    smin, smax = np.int32(found[0]), np.int32(found[1])
-    umin, umax = np.uint32(found[2]), np.uint32(found[3])
+def _low(smin: np.int32, smax: np.int32, umin: np.uint32, umax: np.uint32) -> Any:
+    """Return the bits of the minimum."""
+    if umax > _MINUS_INFINITY or smax > _INFINITY:
+        return _NAN
+    return umax if umax > _SMAX else np.uint32(smin)
+
+
+@jit
+def _high(smin: np.int32, smax: np.int32, umin: np.uint32, umax: np.uint32) -> Any:
+    """Return the bits of the maximum."""
+    if umax > _MINUS_INFINITY or smax > _INFINITY:
+        return _NAN
+    return np.uint32(smax) if smax >= 0 else umin
+
+
+@jit
+def _range(signed: Any, unsigned: Any) -> Any:
+    """Return the bits of minimum and maximum."""
+    smin, smax, umin, umax = _SMAX, _SMIN, _UMAX, np.uint32(0)
     for i in range(signed.size):
         smin = min(smin, signed[i])
         smax = max(smax, signed[i])
         umin = min(umin, unsigned[i])
         umax = max(umax, unsigned[i])
-    found[0], found[1], found[2], found[3] = smin, smax, umin, umax
+    return _low(smin, smax, umin, umax), _high(smin, smax, umin, umax)
 
 
 @jit
-def _extremes_per_column(
-    signed: Any, unsigned: Any, smin: Any, smax: Any, umin: Any, umax: Any
-) -> None:
+def _range_per_channel(signed: Any, unsigned: Any, low: Any, high: Any) -> None:
+    """Fill the bits of each channel's range from (channels, outer, inner)."""
+    for c in range(signed.shape[0]):
+        smin, smax, umin, umax = _SMAX, _SMIN, _UMAX, np.uint32(0)
+        for o in range(signed.shape[1]):
+            for i in range(signed.shape[2]):
+                smin = min(smin, signed[c, o, i])
+                smax = max(smax, signed[c, o, i])
+                umin = min(umin, unsigned[c, o, i])
+                umax = max(umax, unsigned[c, o, i])
+        low[c] = _low(smin, smax, umin, umax)
+        high[c] = _high(smin, smax, umin, umax)
+
+
+@jit
+def _range_per_column(signed: Any, unsigned: Any, low: Any, high: Any) -> None:
+    """Fill the bits of each column's range from (rows, columns)."""
+    columns = signed.shape[1]
+    smin, smax = np.full(columns, _SMAX), np.full(columns, _SMIN)
+    umin, umax = np.full(columns, _UMAX), np.zeros(columns, np.uint32)
     for i in range(signed.shape[0]):
-        for c in range(signed.shape[1]):
+        for c in range(columns):
             smin[c] = min(smin[c], signed[i, c])
             smax[c] = max(smax[c], signed[i, c])
             umin[c] = min(umin[c], unsigned[i, c])
             umax[c] = max(umax[c], unsigned[i, c])
-
-
-@jit
-def _extremes_per_channel(signed: Any, unsigned: Any, found: Any) -> None:
-    for i in range(signed.shape[0]):
-        for c in range(signed.shape[1]):
-            _extremes(signed[i, c], unsigned[i, c], found[c])
-
-
-def _floats(smin: Any, smax: Any, umin: Any, umax: Any) -> tuple[F32, F32]:
-    """Return minimum and maximum from the extremes of the bits."""
-    signed = np.stack([np.asarray(smin), np.asarray(smax)]).astype(np.int32).view(np.uint32)
-    low = np.where(umax >> 31 == 1, umax, signed[0]).astype(np.uint32).view(np.float32)
-    high = np.where(signed[1] >> 31 == 0, signed[1], umin).astype(np.uint32).view(np.float32)
-    nan = (umax > _MINUS_INFINITY) | ((signed[1] >> 31 == 0) & (signed[1] > _INFINITY))
-    return np.where(nan, np.float32(np.nan), low), np.where(nan, np.float32(np.nan), high)
-
-
-def _start(*shape: int) -> npt.NDArray[np.int64]:
-    found = np.empty((*shape, 4), np.int64)
-    found[...] = 2**31 - 1, -(2**31), 2**32 - 1, 0
-    return found
+    for c in range(columns):
+        low[c] = _low(smin[c], smax[c], umin[c], umax[c])
+        high[c] = _high(smin[c], smax[c], umin[c], umax[c])
 
 
 def min_max_compiled(x: Array) -> tuple[np.float32, np.float32]:
     """Compute :func:`min_max` in one pass over the memory, in integer arithmetic."""
     values = memory_order(_float32(x))
-    found = _start()
-    _extremes(values.view(np.int32), values.view(np.uint32), found)
-    low, high = _floats(*found)
-    return np.float32(low), np.float32(high)
+    bits = np.array(_range(values.view(np.int32), values.view(np.uint32)), np.uint32)
+    low, high = bits.view(np.float32)
+    return low, high
 
 
 def min_max_per_channel_compiled(x: Array, axis: int) -> tuple[F32, F32]:
@@ -123,14 +139,11 @@ def min_max_per_channel_compiled(x: Array, axis: int) -> tuple[F32, F32]:
     axis %= x.ndim
     channels = x.shape[axis]
     values = np.ascontiguousarray(_float32(x)).reshape(prod(x.shape[:axis]), channels, -1)
-    per_channel = _start(channels)
+    low, high = np.empty((2, channels), np.uint32)
     if values.shape[2] == 1:
         rows = values.reshape(-1, channels)
-        columns = [
-            np.ascontiguousarray(column, kind)
-            for column, kind in zip(per_channel.T, "iiII", strict=True)
-        ]
-        _extremes_per_column(rows.view(np.int32), rows.view(np.uint32), *columns)
-        return _floats(*columns)
-    _extremes_per_channel(values.view(np.int32), values.view(np.uint32), per_channel)
-    return _floats(*per_channel.T)
+        _range_per_column(rows.view(np.int32), rows.view(np.uint32), low, high)
+    else:
+        by_channel = values.transpose(1, 0, 2)
+        _range_per_channel(by_channel.view(np.int32), by_channel.view(np.uint32), low, high)
+    return low.view(np.float32), high.view(np.float32)

@@ -19,7 +19,8 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.target import Target
 from refquant.kernels import histogram, histogram_search
 from refquant.kernels.float_sum import total, total_compiled
-from refquant.kernels.histogram import Histogram, histc, linspace, observe, observe_compiled
+from refquant.kernels.histc import histc
+from refquant.kernels.histogram import Histogram, linspace, observe, observe_compiled
 from refquant.kernels.histogram_search import search, search_compiled
 
 Rng = np.random.Generator
