@@ -21,8 +21,8 @@ import torch
 from torch.ao.quantization import observer as torch_observer
 
 from refquant import Target, observer, qint8, qint32, quint8
+from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
-from refquant.ops import function
 
 
 class Pair(NamedTuple):
@@ -38,6 +38,11 @@ def this_target() -> Target:
     """Return the machine that torch is on here."""
     isa = {"AVX512": "avx512_vnni", "AVX2": "avx2", "DEFAULT": "default"}
     return Target("fbgemm", isa[torch.backends.cpu.get_cpu_capability()])
+
+
+def kernel(name: str) -> Callable[..., Any]:
+    """Return what a graph calls for an op: its checks were made when the graph was."""
+    return OPS[name].bind(this_target(), fast=True)
 
 
 def observers(x: Any) -> Iterator[Pair]:
@@ -92,9 +97,9 @@ def quantizers(x: Any) -> Iterator[Pair]:
     rows, row_tensor = x.reshape(1000, -1), tensor.reshape(1000, -1)
     scales = np.random.default_rng(1).uniform(0.01, 0.1, 1000)
     zero_points = np.arange(1000) % 100
-    quantize = function("aten::quantize_per_tensor")
-    per_channel = function("aten::quantize_per_channel")
-    dequantize = function("aten::dequantize")
+    quantize = kernel("aten::quantize_per_tensor")
+    per_channel = kernel("aten::quantize_per_channel")
+    dequantize = kernel("aten::dequantize")
     for dtype in (quint8, qint8, qint32):
         kind = getattr(torch, dtype.name)
         first = dtype == quint8
@@ -129,7 +134,7 @@ def quantizers(x: Any) -> Iterator[Pair]:
 def fake_quants(x: Any) -> Iterator[Pair]:
     """Yield fake-quants with their mask, and their gradients."""
     tensor = torch.from_numpy(x)
-    per_tensor = function("aten::fake_quantize_per_tensor_affine_cachemask")
+    per_tensor = kernel("aten::fake_quantize_per_tensor_affine_cachemask")
     yield Pair(
         "fake_quantize per tensor, with mask",
         lambda: per_tensor(x, 0.02, 7, 0, 255),
@@ -137,7 +142,7 @@ def fake_quants(x: Any) -> Iterator[Pair]:
         10,
     )
     rng = np.random.default_rng(2)
-    per_channel = function("aten::fake_quantize_per_channel_affine_cachemask")
+    per_channel = kernel("aten::fake_quantize_per_channel_affine_cachemask")
     for axis, shape in ((0, (1000, -1)), (1, (-1, 1000))):
         rows, row_tensor = x.reshape(shape), tensor.reshape(shape)
         scale = rng.uniform(0.01, 0.1, 1000).astype(np.float32)
@@ -153,7 +158,7 @@ def fake_quants(x: Any) -> Iterator[Pair]:
         )
     grad = rng.standard_normal(x.shape).astype(np.float32)
     mask = per_tensor(x, 0.02, 7, 0, 255)[1]
-    backward = function("aten::fake_quantize_per_tensor_affine_cachemask_backward")
+    backward = kernel("aten::fake_quantize_per_tensor_affine_cachemask_backward")
     torch_backward = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask_backward
     tensors = torch.from_numpy(grad), torch.from_numpy(mask)
     yield Pair(
@@ -162,12 +167,11 @@ def fake_quants(x: Any) -> Iterator[Pair]:
         lambda: torch_backward(*tensors),
     )
     scale, zero = np.array([0.02], np.float32), np.array([7.0], np.float32)
-    learnable = function("aten::_fake_quantize_learnable_per_tensor_affine_backward")
+    learnable = kernel("aten::_fake_quantize_learnable_per_tensor_affine_backward")
     parameters = torch.from_numpy(scale), torch.from_numpy(zero)
-    target = this_target()
     yield Pair(
         "LSQ backward",
-        lambda: learnable(grad, x, scale, zero, 0, 255, 1.0, target=target),
+        lambda: learnable(grad, x, scale, zero, 0, 255, 1.0),
         lambda: torch.ops.aten._fake_quantize_learnable_per_tensor_affine_backward(
             tensors[0], tensor, *parameters, 0, 255, 1.0
         ),

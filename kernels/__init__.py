@@ -3,10 +3,12 @@
 Files that are not in the table are shared by several ops:
 
 * arithmetic: ``rounding``, ``rounding_jit``, ``elementary``, ``elementary_jit``, ``requantize``,
-  ``choose_qparams``, ``float_sum``, ``promotion``, ``learnable_gradients``;
+  ``choose_qparams``, ``float_sum``, ``promotion``, ``eager``, ``learnable_gradients``;
 * modules with a state: ``fused_moving_avg_obs_fake_quant``;
-* observers: ``min_max``, ``calculate_qparams``, ``histogram``, ``histogram_search``;
-* families: ``activations``, ``averages``, ``norms``, ``resample``, ``windows``, ``products``;
+* observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
+  ``histogram_search``, ``fuse_batch_norm``;
+* families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``resample``, ``windows``,
+  ``products``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
@@ -25,11 +27,6 @@ _UNARY = (
 _REDUCTIONS = (
     *("sum", "amax", "amin", "argmax", "argmin", "var", "linalg_vector_norm", "cumsum", "topk"),
     *("log_softmax", "max.dim", "min.dim"),
-)
-_DECOMPOSED = (
-    *("quantize_per_tensor", "quantize_per_tensor.tensor", "quantize_per_channel"),
-    *("dequantize_per_tensor", "dequantize_per_tensor.tensor", "dequantize_per_channel"),
-    *("choose_qparams.tensor", "choose_qparams_symmetric.tensor", "convert_element_type.no_fuse"),
 )
 
 OPS.declare(
@@ -67,7 +64,36 @@ OPS.declare(
         "conv": tuple(
             f"aten::{name}{rank}d" for rank in _RANKS for name in ("conv", "conv_transpose")
         ),
-        "decomposed": tuple(f"quantized_decomposed::{name}" for name in _DECOMPOSED),
+        "decomposed_convert": ("quantized_decomposed::convert_element_type.no_fuse",),
+        "decomposed_dequantize_per_tensor": tuple(
+            f"quantized_decomposed::dequantize_per_tensor{form}"
+            for form in ("", ".tensor", ".tensor2")
+        ),
+        "decomposed_fake_quant": ("quantized_decomposed::fake_quant_per_channel",),
+        "decomposed_per_channel": (
+            "quantized_decomposed::dequantize_per_channel",
+            "quantized_decomposed::quantize_per_channel",
+        ),
+        "decomposed_per_group": (
+            "quantized_decomposed::dequantize_per_channel_group",
+            "quantized_decomposed::quantize_per_channel_group",
+        ),
+        "decomposed_per_token": tuple(
+            f"quantized_decomposed::{name}"
+            for name in (
+                *("choose_qparams_per_token", "choose_qparams_per_token_asymmetric"),
+                "_choose_qparams_per_token_asymmetric_impl",
+                *("quantize_per_token", "dequantize_per_token"),
+            )
+        ),
+        "decomposed_qparams": (
+            "quantized_decomposed::choose_qparams.tensor",
+            "quantized_decomposed::choose_qparams_symmetric.tensor",
+        ),
+        "decomposed_quantize_per_tensor": tuple(
+            f"quantized_decomposed::quantize_per_tensor{form}"
+            for form in ("", ".tensor", ".tensor2")
+        ),
         "dequantize": ("aten::dequantize",),
         "dropout": ("aten::dropout", "quantized::dropout"),
         "elu": ("quantized::elu", "quantized::celu", "aten::elu", "aten::celu"),
@@ -118,7 +144,10 @@ OPS.declare(
         ),
         "prelu": ("quantized::prelu", "aten::prelu"),
         "quantize_per_channel": ("aten::quantize_per_channel",),
-        "quantize_per_tensor": ("aten::quantize_per_tensor",),
+        "quantize_per_tensor": (
+            "aten::quantize_per_tensor",
+            *("aten::quantize_per_tensor.tensor_qparams", "aten::quantize_per_tensor.tensors"),
+        ),
         "quantize_per_tensor_dynamic": ("aten::quantize_per_tensor_dynamic",),
         "quantized_add": ("quantized::add", "quantized::add_relu"),
         "quantized_add_scalar": ("quantized::add_scalar", "quantized::add_scalar_relu"),

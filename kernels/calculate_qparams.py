@@ -14,6 +14,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.types import (
     DType,
     QScheme,
+    bfloat16,
+    float16,
+    float32,
     int8,
     int16,
     int32,
@@ -144,27 +147,49 @@ def calculate_qparams(
     (array([0.01568628], dtype=float32), array([64], dtype=int32))
     """
     low, high = (np.asarray(v, np.float32) for v in (min_val, max_val))
+    limits = quant_min, quant_max
+    return _formulas(low, high, *limits, dtype, qscheme, eps, customized, float32)
+
+
+def _formulas(
+    low: F32,
+    high: F32,
+    quant_min: int,
+    quant_max: int,
+    dtype: DType,
+    qscheme: QScheme,
+    eps: float,
+    customized: bool,
+    kind: DType,
+) -> tuple[F32, Array]:
+    """Compute :func:`calculate_qparams`; until eps is compared, operations round to ``kind``."""
     _check(low, high)
     zero = np.float32(0)
     low_or_0, high_or_0 = np.minimum(low, zero), np.maximum(high, zero)
     steps = float(quant_max - quant_min)
     smallest = np.float32(eps)
     zero_point: Any
+
+    def rounded(x: Any) -> Any:
+        return x.astype(kind.storage).astype(np.float32)
+
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if qscheme.is_symmetric:
-            scale = np.maximum(np.maximum(-low_or_0, high_or_0) / np.float32(steps / 2), smallest)
+            scale = rounded(np.maximum(-low_or_0, high_or_0) / np.float32(steps / 2))
+            scale = np.maximum(scale, smallest)
             middle = _symmetric_zero_point(dtype, quant_min, quant_max, customized)
             zero_point = np.full(scale.shape, middle, np.int64)
         elif qscheme == per_channel_affine_float_qparams:
-            scale = (high - low) / np.float32(steps)
+            scale = rounded(rounded(high - low) / np.float32(steps))
             scale = np.where(scale > smallest, scale, np.float32(1))
-            zero_point = -low / scale
+            zero_point = rounded(-low / scale)
         else:
             if not -(2**31) <= quant_min <= quant_max < 2**31:
                 raise VerifyError(
                     f"the affine range [{quant_min}, {quant_max}] does not fit into int32"
                 )
-            scale = np.maximum((high_or_0 - low_or_0) / np.float32(steps), smallest)
+            scale = rounded(rounded(high_or_0 - low_or_0) / np.float32(steps))
+            scale = np.maximum(scale, smallest)
             zero_point = _clamp_wrapping(quant_min, low_or_0 / scale, quant_max)
     return np.atleast_1d(scale), np.atleast_1d(zero_point)
 
@@ -204,7 +229,8 @@ def determine_qparams(
 
     :func:`calculate_qparams` as float64 and int64, but a float zero point is truncated to an
     integer, and the symmetric zero point of uint16 is 0. Nothing observed gives a float32 1
-    and 0.
+    and 0. The range of a float16 or bfloat16 array is subtracted and divided in its type; from
+    the comparison with eps on, the arithmetic is float32 (float qparams: still in that type).
 
     Examples
     --------
@@ -214,10 +240,12 @@ def determine_qparams(
     low, high = (np.asarray(v, np.float32) for v in (min_val, max_val))
     if is_unobserved(low, high):
         return np.array([1.0], np.float32), np.array([0])
-    scale, zero_point = calculate_qparams(
+    given = np.asarray(min_val).dtype
+    scale, zero_point = _formulas(
         *(low, high, quant_min, quant_max),
         int16 if dtype == uint16 else dtype,
         *(qscheme, eps, has_customized_qrange),
+        next((half for half in (float16, bfloat16) if half.storage == given), float32),
     )
     with np.errstate(invalid="ignore"):
         return scale.astype(np.float64), zero_point.astype(np.int64)

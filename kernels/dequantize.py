@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, float32, qint8, qint32, quint4x2, quint8
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, memory_permutation, suggested
+from refquant.kernels.layout import channel_nest, empty_suggested, memory_order, suggested
 from refquant.kernels.rounding_jit import dequantize_plain
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+Loops = tuple[Callable[..., None], Callable[..., None]]
 
 
 def reference(x: QTensor | Array) -> F32:
@@ -55,9 +57,11 @@ def reference(x: QTensor | Array) -> F32:
     per_channel = [1] * x.int_repr.ndim
     per_channel[x.axis] = -1
     zero_point = np.reshape(x.zero_point, per_channel)
-    difference = x.int_repr.astype(np.float32) - zero_point.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        difference = x.int_repr.astype(np.float32) - zero_point.astype(np.float32)
     scale = np.float32 if zero_point.dtype.kind == "f" else np.float64
-    out[...] = difference * np.reshape(x.scale, per_channel).astype(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = difference * np.reshape(x.scale, per_channel).astype(scale)
     return out
 
 
@@ -73,12 +77,42 @@ def _per_tensor(q: Any, scale: np.float32, zero_point: int, out: F32) -> None:
 
 
 @jit
-def _per_channel(q: Any, scale: Any, zero_point: F32, out: F32) -> None:
+def _float_rows(q: Any, scale: Any, zero_point: F32, out: F32) -> None:
     for i in range(q.shape[0]):
         for c in range(q.shape[1]):
             for j in range(q.shape[2]):
                 difference = np.float32(np.float32(q[i, c, j]) - zero_point[c])
                 out[i, c, j] = np.float32(difference * scale[c])
+
+
+@jit
+def _float_columns(q: Any, scale: Any, zero_point: F32, out: F32) -> None:
+    for i in range(q.shape[0]):
+        for c in range(q.shape[1]):
+            difference = np.float32(np.float32(q[i, c]) - zero_point[c])
+            out[i, c] = np.float32(difference * scale[c])
+
+
+@jit
+def _integer_rows(q: Any, scale: Any, zero_point: Any, out: F32) -> None:
+    for i in range(q.shape[0]):
+        for c in range(q.shape[1]):
+            for j in range(q.shape[2]):
+                difference = np.int32(np.int32(q[i, c, j]) - zero_point[c])
+                out[i, c, j] = np.float32(np.float64(difference) * scale[c])
+
+
+@jit
+def _integer_columns(q: Any, scale: Any, zero_point: Any, out: F32) -> None:
+    for i in range(q.shape[0]):
+        for c in range(q.shape[1]):
+            difference = np.int32(np.int32(q[i, c]) - zero_point[c])
+            out[i, c] = np.float32(np.float64(difference) * scale[c])
+
+
+# Loops over rows, and over columns where the rows of a channel are short.
+_FLOAT: Loops = (_float_rows, _float_columns)
+_INTEGER: Loops = (_integer_rows, _integer_columns)
 
 
 def kernel(x: QTensor | Array) -> F32:
@@ -88,18 +122,31 @@ def kernel(x: QTensor | Array) -> F32:
     q = suggested(x.int_repr)
     out = empty_suggested(q, np.float32)
     if x.axis is None:
-        _per_tensor(memory_order(q), np.float32(x.scale), int(x.zero_point), memory_order(out))
-        return out
-    order = memory_permutation(q)
-    position = order.index(x.axis)
-    lengths = [q.shape[d] for d in order]
-    view = (int(np.prod(lengths[:position])), lengths[position], -1)
-    if q.size:
-        zero_point = np.asarray(x.zero_point)
-        scale = np.asarray(x.scale, np.float32 if zero_point.dtype.kind == "f" else np.float64)
-        into = out.transpose(order).reshape(view)
-        _per_channel(q.transpose(order).reshape(view), scale, zero_point.astype(np.float32), into)
+        with np.errstate(over="ignore"):
+            scale = np.float32(x.scale)
+        _per_tensor(memory_order(q), scale, int(x.zero_point), memory_order(out))
+    elif q.size:
+        nest = channel_nest(q, x.axis)
+        loops, *parameters = _per_channel(x)
+        loops[nest.columns](nest.view(q), *map(nest.spread, parameters), nest.view(out))
     return out
+
+
+def _per_channel(x: QTensor) -> tuple[Loops, Array, Array]:
+    """Return loops, scales and zero points.
+
+    With integer zero points the product is float64. For scales that are float32 numbers it is
+    exact, so that its rounding to float32 is the float32 product. A difference of 8-bit
+    integers is exact in int32 as in float32.
+    """
+    scales, zero_points = np.asarray(x.scale), np.asarray(x.zero_point)
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(np.float32)
+    if zero_points.dtype.kind == "f" or np.array_equal(narrow, scales):
+        return _FLOAT, narrow, zero_points.astype(np.float32)
+    if x.int_repr.itemsize == 1:
+        return _INTEGER, scales, zero_points.astype(np.int32)
+    return _FLOAT, scales, zero_points.astype(np.float32)
 
 
 OPS = (

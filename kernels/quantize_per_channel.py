@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,13 @@ from refquant.ir.types import (
     quint8,
 )
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_permutation, suggested
+from refquant.kernels.layout import channel_nest, empty_aligned, empty_suggested, suggested
+from refquant.kernels.rounding import saturate_int32, saturate_int64
+from refquant.kernels.rounding_jit import low_bits_before, narrow_before, wide_before
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+Loops = tuple[Callable[..., None], Callable[..., None]]
 
 
 def _parameters(scales: npt.ArrayLike, zero_points: npt.ArrayLike) -> tuple[Array, Array]:
@@ -38,7 +42,7 @@ def _parameters(scales: npt.ArrayLike, zero_points: npt.ArrayLike) -> tuple[Arra
 
 def _empty_result(x: F32, dtype: DType, zero_points: Array) -> Array:
     if zero_points.dtype.kind == "f":
-        return np.empty(x.shape, dtype.storage)
+        return empty_aligned(x.shape, dtype.storage)
     return empty_suggested(x, dtype.storage)
 
 
@@ -54,6 +58,7 @@ def reference(
 
     Float zero points (the embedding formats) are kept as float32. Then a scale of 0 counts as
     1, and values whose rounded quotient does not fit into 32 bits wrap before they are clamped.
+    No scale is refused; see ``aten::quantize_per_tensor``.
 
     Parameters
     ----------
@@ -91,27 +96,15 @@ def reference(
     per_channel = [1] * x.ndim
     per_channel[axis] = -1
     z = zero_point.reshape(per_channel).astype(np.float32)
-    s = scale.reshape(per_channel).astype(np.float32)
     out = _empty_result(x, dtype, zero_point)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        s = scale.reshape(per_channel).astype(np.float32)
         if zero_point.dtype.kind == "f":
             s = np.where(s == 0, np.float32(1), s)
-            out[...] = _wrap(np.rint(x * (np.float32(1) / s) + z), dtype)
+            out[...] = saturate_int64(np.rint(x * (np.float32(1) / s) + z), dtype, bits=32)
         else:
-            out[...] = _saturate(np.rint(x * (np.float32(1) / s) + z), dtype)
-    return QTensor(out, scale, zero_point, axis % x.ndim, dtype)
-
-
-def _saturate(rounded: F32, dtype: DType) -> Array:
-    nan = -(2**31) if dtype == qint32 else 0
-    wide = np.where(np.isnan(rounded), nan, rounded.astype(np.float64))
-    return np.clip(wide, *dtype.limits).astype(dtype.storage)
-
-
-def _wrap(rounded: F32, dtype: DType) -> Array:
-    fits = np.abs(rounded) < 2.0**63
-    low_bits = np.where(fits, rounded, 0).astype(np.int64).astype(np.int32)
-    return np.clip(low_bits, *dtype.limits).astype(dtype.storage)
+            out[...] = saturate_int32(np.rint(x * (np.float32(1) / s) + z), dtype)
+    return QTensor(out, scale, zero_point, axis, dtype)
 
 
 def infer(
@@ -129,7 +122,7 @@ def infer(
     op = "quantize_per_channel"
     if x.dtype != float32:
         raise VerifyError(f"{op}: expected float32, got {x.dtype}")
-    if not -x.rank <= axis < x.rank:
+    if not 0 <= axis < x.rank:
         raise VerifyError(f"{op}: axis {axis} is outside {format_shape(x.shape)}")
     channels = x.shape[axis]
     for what, given in (("scales", scales), ("zero_points", zero_points)):
@@ -154,38 +147,68 @@ def infer(
         and not low <= zero_point.min() <= zero_point.max() <= high
     ):
         raise VerifyError(f"{op}: zero points must be in [{low}, {high}], got {zero_point}")
-    qparams = QParams(tuple(scale.tolist()), tuple(zero_point.tolist()), axis % x.rank)
+    qparams = QParams(tuple(scale.tolist()), tuple(zero_point.tolist()), axis)
     return TensorType(dtype, x.shape, qparams)
 
 
 @jit
-def _fill_saturating(
-    x: Any, inverse: F32, zero_point: F32, low: int, high: int, nan: int, q: Any
+def _fill_narrow(
+    x: Any, inverse: F32, zero_point: F32, low: np.float32, high: np.float32, q: Any
 ) -> None:
     for i in range(x.shape[0]):
         for c in range(x.shape[1]):
+            r, z = inverse[c], zero_point[c]
             for j in range(x.shape[2]):
-                value = np.rint(np.float32(np.float32(x[i, c, j] * inverse[c]) + zero_point[c]))
-                if value != value:
-                    q[i, c, j] = nan
-                elif value <= np.float32(low):
-                    q[i, c, j] = low
-                elif value >= np.float32(high):
-                    q[i, c, j] = high
-                else:
-                    q[i, c, j] = np.int64(value)
+                q[i, c, j] = narrow_before(x[i, c, j], r, z, low, high)
+
+
+@jit
+def _fill_narrow_columns(
+    x: Any, inverse: F32, zero_point: F32, low: np.float32, high: np.float32, q: Any
+) -> None:
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            q[i, c] = narrow_before(x[i, c], inverse[c], zero_point[c], low, high)
+
+
+@jit
+def _fill_wide(x: Any, inverse: F32, zero_point: F32, low: int, high: int, q: Any) -> None:
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            r, z = inverse[c], zero_point[c]
+            for j in range(x.shape[2]):
+                q[i, c, j] = wide_before(x[i, c, j], r, z)
+
+
+@jit
+def _fill_wide_columns(x: Any, inverse: F32, zero_point: F32, low: int, high: int, q: Any) -> None:
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            q[i, c] = wide_before(x[i, c], inverse[c], zero_point[c])
 
 
 @jit
 def _fill_wrapping(x: Any, inverse: F32, zero_point: F32, low: int, high: int, q: Any) -> None:
     for i in range(x.shape[0]):
         for c in range(x.shape[1]):
+            r, z = inverse[c], zero_point[c]
             for j in range(x.shape[2]):
-                value = np.rint(np.float32(np.float32(x[i, c, j] * inverse[c]) + zero_point[c]))
-                bits = np.int64(0)
-                if abs(value) < np.float32(2.0**63):
-                    bits = np.int64(np.int32(np.int64(value)))
-                q[i, c, j] = min(max(bits, low), high)
+                q[i, c, j] = low_bits_before(x[i, c, j], r, z, low, high)
+
+
+@jit
+def _fill_wrapping_columns(
+    x: Any, inverse: F32, zero_point: F32, low: int, high: int, q: Any
+) -> None:
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            q[i, c] = low_bits_before(x[i, c], inverse[c], zero_point[c], low, high)
+
+
+# Loops over rows, and over columns where the rows of a channel are short.
+_NARROW: Loops = (_fill_narrow, _fill_narrow_columns)
+_WIDE: Loops = (_fill_wide, _fill_wide_columns)
+_WRAPPING: Loops = (_fill_wrapping, _fill_wrapping_columns)
 
 
 def kernel(
@@ -195,23 +218,19 @@ def kernel(
     scale, zero_point = _parameters(scales, zero_points)
     with_floats = zero_point.dtype.kind == "f"
     out = _empty_result(x, dtype, zero_point)
-    axis %= x.ndim
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / scale.astype(np.float32)
-    dense = np.ascontiguousarray(x) if with_floats else suggested(x)
-    order = memory_permutation(dense)
-    position = order.index(axis)
-    lengths = [x.shape[d] for d in order]
-    view = (int(np.prod(lengths[:position])), lengths[position], -1)
+    limits: tuple[Any, Any] = dtype.limits
+    loops = _WIDE if dtype == qint32 else _NARROW
+    if with_floats:
+        inverse, loops = np.where(scale == 0, np.float32(1), inverse), _WRAPPING
+    elif dtype != qint32:
+        limits = np.float32(limits[0]), np.float32(limits[1])
     if x.size:
-        values = dense.transpose(order).reshape(view)
-        q = out.transpose(order).reshape(view)
-        z, limits = zero_point.astype(np.float32), dtype.limits
-        if with_floats:
-            inverse = np.where(scale == 0, np.float32(1), inverse)
-            _fill_wrapping(values, inverse, z, *limits, q)
-        else:
-            _fill_saturating(values, inverse, z, *limits, -(2**31) if dtype == qint32 else 0, q)
+        dense = np.ascontiguousarray(x) if with_floats else suggested(x)
+        nest = channel_nest(dense, axis)
+        parameters = (nest.spread(values) for values in (inverse, zero_point.astype(np.float32)))
+        loops[nest.columns](nest.view(dense), *parameters, *limits, nest.view(out))
     return QTensor(out, scale, zero_point, axis, dtype)
 
 

@@ -114,6 +114,8 @@ def _in_blocks(function: Any, result: npt.DTypeLike, *operands: npt.ArrayLike) -
 
 def reciprocal(scale: float) -> np.float32:
     """Return ``1 / scale``, both rounded to float32."""
+    if 1e-38 < scale < 1e38:
+        return np.float32(1) / np.float32(scale)
     with np.errstate(divide="ignore", over="ignore"):
         return np.float32(1) / np.float32(scale)
 
@@ -147,6 +149,34 @@ def round_fused(x: F32, m: F32 | np.float32, zero_point: int, dtype: DType) -> I
     return saturate(np.rint(real), dtype)
 
 
+def saturate_int32(rounded: F32, dtype: DType) -> Integers:
+    """Clamp whole numbers to ``dtype``; NaN gives the low bits of the smallest int32.
+
+    Examples
+    --------
+    >>> from refquant.ir.types import qint32
+    >>> saturate_int32(np.float32([np.nan, np.inf]), qint32).tolist()
+    [-2147483648, 2147483647]
+    """
+    nan = -(2**31) if dtype.storage.itemsize == 4 else 0
+    wide = np.where(np.isnan(rounded), nan, rounded.astype(np.float64))
+    return np.asarray(np.clip(wide, *dtype.limits)).astype(dtype.storage)
+
+
+def saturate_int64(rounded: F32, dtype: DType, bits: int = 64) -> Integers:
+    """Clamp the low ``bits`` of whole numbers as int64; NaN and what does not fit count as 0.
+
+    Examples
+    --------
+    >>> from refquant.ir.types import quint4x2
+    >>> saturate_int64(np.float32([3e9, np.inf]), quint4x2).tolist()
+    [15, 0]
+    """
+    fits = np.abs(rounded) < 2.0**63
+    whole = np.where(fits, rounded, 0).astype(np.int64).astype(f"i{bits // 8}")
+    return np.asarray(np.clip(whole, *dtype.limits)).astype(dtype.storage)
+
+
 def quantize_after(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
     """Round ``x / scale``, then add the zero point (ATen's vector body, every requantiser)."""
     return round_after(x, reciprocal(scale), zero_point, dtype)
@@ -165,7 +195,8 @@ def quantize_fused(x: F32, scale: float, zero_point: int, dtype: DType) -> Integ
 def dequantize_plain(q: Integers, scale: float, zero_point: int) -> F32:
     """Return ``scale * (q - zero_point)``: an exact difference, one float32 product."""
     difference = (q.astype(np.int64) - zero_point).astype(np.int32)
-    return difference.astype(np.float32) * np.float32(scale)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return difference.astype(np.float32) * np.float32(scale)
 
 
 def dequantize_fused(q: Integers, scale: float, zero_point: int) -> F32:

@@ -114,3 +114,45 @@ def narrow_fused(
     real = real if real < high else high  # NaN goes to the top
     real = real if real > low else low
     return np.int32(np.rint(real))
+
+
+@jit
+def narrow_before(
+    x: np.float32, inverse: np.float32, zero_point: np.float32, low: np.float32, high: np.float32
+) -> Any:
+    """Quantize to 8 bits without branches, the zero point added before; NaN gives 0."""
+    real = np.rint(np.float32(np.float32(x * inverse) + zero_point))
+    limited = real if real < high else high
+    limited = limited if limited > low else low
+    return np.int32(limited if real == real else np.float32(0))
+
+
+@jit
+def wide_before(x: np.float32, inverse: np.float32, zero_point: np.float32) -> Any:
+    """Quantize to 32 bits without branches, the zero point added before; NaN to the bottom."""
+    real = np.rint(np.float32(np.float32(x * inverse) + zero_point))
+    above = real >= np.float32(2147483648.0)
+    limited = real if real > np.float32(-2147483648.0) else np.float32(-2147483648.0)
+    whole = np.int32(np.float32(0) if above else limited)
+    return np.int32(2147483647) if above else whole
+
+
+@jit
+def low_bits_before(
+    x: np.float32, inverse: np.float32, zero_point: np.float32, low: int, high: int
+) -> Any:
+    """Quantize without branches: clamp the low 32 bits of an int64; what is none counts as 0."""
+    real = np.rint(np.float32(np.float32(x * inverse) + zero_point))
+    fits = np.abs(real) < np.float32(9223372036854775808.0)
+    whole = np.int32(np.int64(real if fits else np.float32(0)))
+    return min(max(whole, np.int32(low)), np.int32(high))
+
+
+@jit
+def nibble_after(x: np.float32, inverse: np.float32, zero_point: np.float32) -> Any:
+    """Quantize to 4 bits without branches, the zero point added after; no int64 counts as 0."""
+    real = np.rint(np.rint(np.float32(x * inverse)) + zero_point)
+    fits = np.abs(real) < np.float32(9223372036854775808.0)
+    limited = real if fits else np.float32(0)
+    limited = limited if limited < np.float32(15) else np.float32(15)
+    return np.int32(limited if limited > np.float32(0) else np.float32(0))

@@ -13,6 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import DType
 from refquant.kernels.choose_qparams import choose_qparams
+from refquant.kernels.dequantize import kernel as dequantize_kernel
 from refquant.kernels.min_max import min_max_compiled
 from refquant.ops import aten
 
@@ -127,8 +128,7 @@ def dequantize(tensor: QTensor) -> F32:
     >>> dequantize(QTensor(np.uint8([9]), 0.5, 7))
     array([1.], dtype=float32)
     """
-    result: F32 = aten.dequantize(tensor)
-    return result
+    return dequantize_kernel(tensor)
 
 
 def fake_quantize_per_tensor_affine(

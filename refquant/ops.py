@@ -70,10 +70,11 @@ def function(name: str) -> Callable[..., Any]:
     def call(
         *arguments: Any, target: Target = Target(), executor: str = "fast", **named: Any
     ) -> Any:
-        given = signature.bind(*arguments, **named)
-        types = [_typed(x) for x in given.args]
-        op.infer(*types, **{key: _typed(x) for key, x in given.kwargs.items()})
-        return bound(target, fast=executor == "fast")(*given.args, **given.kwargs)
+        if named:
+            given = signature.bind(*arguments, **named)
+            arguments, named = given.args, given.kwargs
+        op.infer(*map(_typed, arguments), **{key: _typed(x) for key, x in named.items()})
+        return bound(target, fast=executor == "fast")(*arguments, **named)
 
     call.__name__, call.__doc__ = name, op.doc
     return call

@@ -1,4 +1,7 @@
-"""``quantized_decomposed``, fake-quants and observers: torch's bits, ties and specials first."""
+"""``quantized_decomposed``, fake-quants and observers: torch's bits, ties and specials first.
+
+The values of whole sweeps are drawn by ``values.hugging``; ``test_any_types`` draws types.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,36 @@ import torch
 import torch.ao.quantization.fx._decomposed
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger import Ledger
+from oracle import assert_same_strides, call_torch, from_torch, this_machine, to_torch
 from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
+from values import a_scale, chunks, hugging
 
+from refquant.importers import from_fx
 from refquant.ir import OPS, Module, VerifyError
-from refquant.ir.types import DTYPES, TensorType, float32, int8, uint8
+from refquant.ir.qtensor import type_of
+from refquant.ir.types import (
+    DTYPES,
+    DType,
+    TensorType,
+    bfloat16,
+    bool_,
+    float8_e4m3fn,
+    float8_e5m2,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+)
+from refquant.kernels.decomposed import BOUNDS
+from refquant.kernels.decomposed_fake_quant import fake_quant_per_channel_backward
+from refquant.kernels.layout import channels_last
+from refquant.ops import function
 
 SCALES = st.floats(2**-20, 2**10)
 RANGES = [(uint8, 0, 255), (int8, -128, 127), (int8, -127, 127), (uint8, 0, 15)]
@@ -149,3 +178,434 @@ def test_ranges_that_do_not_fit_are_refused(change: dict[str, Any], message: str
 def test_a_fake_quant_without_state_is_refused() -> None:
     with pytest.raises(VerifyError, match="has no scale and zero_point in its state"):
         OPS["observer::fake_quantize"].reference(np.zeros(2, np.float32), Module("F"))
+
+
+# ---- whole sweeps against torch
+
+MACHINE = this_machine()
+X32, ONES = np.ones((2, 3), np.float32), np.ones(2)
+U8, GROUP = {"quant_min": 0, "quant_max": 255, "dtype": uint8}, {"group_size": 2}
+TARGETS = [uint8, int8, uint16, int16, int32, float8_e5m2, float8_e4m3fn]
+HALF = [float16, bfloat16]
+
+
+def same(
+    ledger: Ledger, subject: str, name: str, operands: tuple[Any, ...], attributes: dict[str, Any]
+) -> Any:
+    """Reference and kernel give torch's values, dtypes and strides, and ``infer`` their types."""
+    name = f"quantized_decomposed::{name}"
+    expected = call_torch(name, operands, attributes)
+    op = OPS[name]
+    types = [None if x is None else type_of(x) for x in operands]
+    inferred = op.infer(*types, **attributes)
+    kernels = {op.reference, *op.kernels.values()}
+    for kernel in kernels:
+        actual = kernel(*operands, **attributes)
+        several = isinstance(expected, tuple)
+        pairs = zip(actual, expected, strict=True) if several else [(actual, expected)]
+        for one, other in pairs:
+            assert one.dtype == other.dtype
+            assert_same_strides(one, other)
+            if one.dtype == float8_e5m2.storage:  # whose NaN NumPy's equality does not know
+                one, other = one.astype(np.float32), other.astype(np.float32)
+            ledger.equal(subject, one, other)
+        assert inferred == (tuple(map(type_of, actual)) if several else type_of(actual))
+    return expected
+
+
+def range_of(dtype: DType) -> dict[str, Any]:
+    low, high = BOUNDS[dtype]
+    return {"quant_min": low, "quant_max": high, "dtype": dtype}
+
+
+def drawn_scales(rng: np.random.Generator, shape: Any, dtype: Any) -> Any:
+    """Draw scales that a dtype holds as normal numbers."""
+    return np.clip(a_scale(rng, shape), 1e-3, 1e2).astype(dtype)
+
+
+def rows_of(n: int) -> int:
+    """Return how many rows share ``n`` elements."""
+    return max(n // 100, 1) if n < 10_000 else 1000
+
+
+@pytest.mark.parametrize("source", [float32, *HALF], ids=str)
+@pytest.mark.parametrize("dtype", TARGETS, ids=str)
+def test_per_tensor_sweep(ledger: Ledger, dtype: DType, source: DType) -> None:
+    low, high = BOUNDS[dtype]
+    full = 10_000_000 if source == float32 else 1_000_000
+    for rng, n, _ in chunks(ledger, 5_000, full):
+        scale = float(drawn_scales(rng, None, np.float64))
+        zero_point = int(rng.integers(max(low, -300), min(high, 300) + 1))
+        x = hugging(rng, n, scale, zero_point, (low, high), source.storage)
+        attributes = {"scale": scale, "zero_point": zero_point} | range_of(dtype)
+        subject = f"decomposed quantize_per_tensor {dtype}"
+        q = same(ledger, subject, "quantize_per_tensor", (x,), attributes)
+        subject = f"decomposed dequantize_per_tensor {dtype}"
+        for out_dtype in (None, source):
+            options = attributes | {"out_dtype": out_dtype}
+            same(ledger, subject, "dequantize_per_tensor", (q,), options)
+        if n > 10_000:
+            continue
+        s, z = np.array([scale]), np.array(zero_point)
+        ends = np.array(low), np.array([high])
+        limits = range_of(dtype)
+        for name, value in (("quantize_per_tensor", x), ("dequantize_per_tensor", q)):
+            subject = f"decomposed {name} {dtype}"
+            same(ledger, subject, f"{name}.tensor", (value, s, z), limits)
+            same(ledger, subject, f"{name}.tensor2", (value, s, z, *ends), {"dtype": dtype})
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["float32 scales", "float64 scales"])
+@pytest.mark.parametrize("dtype", TARGETS, ids=str)
+def test_per_channel_sweep(ledger: Ledger, dtype: DType, double: bool) -> None:
+    low, high = BOUNDS[dtype]
+    for i, (rng, n, _) in enumerate(chunks(ledger, 5_000, 5_000_000)):
+        rows = rows_of(n)
+        scales = drawn_scales(rng, rows, np.float64 if double else np.float32)
+        zero_points = rng.integers(max(low, -300), min(high, 300) + 1, rows)
+        x = hugging(rng, n // rows, scales[:, None], zero_points[:, None], (low, high))
+        axis = i % 2
+        x = np.ascontiguousarray(x.T) if axis else x
+        operands: Any = (x, scales, zero_points)
+        attributes = {"axis": axis} | range_of(dtype)
+        subject = f"decomposed quantize_per_channel {dtype}"
+        q = same(ledger, subject, "quantize_per_channel", operands, attributes)
+        if dtype in (float8_e5m2, float8_e4m3fn, uint16):
+            zero_points = zero_points.astype(np.float32)
+        if dtype in (float8_e5m2, float8_e4m3fn):
+            continue  # torch has no arithmetic on float8
+        subject = f"decomposed dequantize_per_channel {dtype}"
+        for z in (zero_points, None):
+            options = attributes | {"out_dtype": (None, float16, bfloat16, float64)[i % 4]}
+            same(ledger, subject, "dequantize_per_channel", (q, scales, z), options)
+
+
+@pytest.mark.parametrize("source", [float32, float16, bfloat16, float64], ids=str)
+@pytest.mark.parametrize("dtype", [int8, uint8], ids=str)
+def test_per_token_and_per_group_sweep(ledger: Ledger, dtype: DType, source: DType) -> None:
+    low, high = BOUNDS[dtype]
+    for i, (rng, n, _) in enumerate(chunks(ledger, 5_000, 2_500_000)):
+        rows = rows_of(n)
+        length = max(n // rows // 8, 1) * 8
+        kind = source.storage if i % 2 else np.float32
+        scales = drawn_scales(rng, (rows, 1), kind)
+        zero_points = rng.integers(low, high + 1, (rows, 1))
+        zero_points = zero_points.astype((np.int32, np.int64, np.float32)[i % 3])
+        x = hugging(rng, length, scales, zero_points, (low, high), source.storage)
+        limits = range_of(dtype)
+        subject = f"decomposed quantize_per_token {dtype}"
+        q = same(ledger, subject, "quantize_per_token", (x, scales, zero_points), limits)
+        subject = f"decomposed dequantize_per_token {dtype}"
+        options = limits | {"output_dtype": source}
+        same(ledger, subject, "dequantize_per_token", (q, scales, zero_points), options)
+        groups = (np.repeat(v, 2, axis=1) for v in (scales, zero_points))
+        operands = (np.where(np.isnan(x), x.dtype.type(0), x), *groups)
+        options = limits | {"group_size": length // 2}
+        subject = f"decomposed quantize_per_channel_group {dtype}"
+        q = same(ledger, subject, "quantize_per_channel_group", operands, options)
+        options |= {"output_dtype": source}
+        subject = f"decomposed dequantize_per_channel_group {dtype}"
+        for z in (operands[2], None):
+            name = "dequantize_per_channel_group"
+            same(ledger, subject, name, (q, operands[1], z), options)
+
+
+@pytest.mark.parametrize("source", [float32, float16, bfloat16, float64], ids=str)
+def test_choose_qparams_per_token(ledger: Ledger, source: DType) -> None:
+    """Rows whose ends differ a little, so that the errors of both ends nearly cancel."""
+    rng = np.random.default_rng(12)
+    for i in range(ledger.size(40, 2000)):
+        x = rng.normal(size=(50, 7)) * np.exp(rng.uniform(-9, 9, (50, 1)))
+        x[:, 0] = -x[:, 1] * (1 + rng.integers(-3, 4, 50) * 2.0**-8)
+        x[i % 50] = (0, 1e-8, np.nan, np.inf, 1e5)[i % 5]
+        with np.errstate(over="ignore"):
+            x = x.astype(source.storage)
+        for name in ("choose_qparams_per_token", "choose_qparams_per_token_asymmetric"):
+            same(ledger, f"decomposed {name} {source}", name, (x,), {"dtype": int8})
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("source", [float32, *HALF], ids=str)
+def test_choose_qparams_of_every_type(ledger: Ledger, source: DType, symmetric: bool) -> None:
+    """Half of the ranges make ``lo / scale`` a tie."""
+    rng = np.random.default_rng(13)
+    name = f"choose_qparams{'_symmetric' if symmetric else ''}"
+    for i in range(ledger.size(600, 20_000)):
+        dtype = TARGETS[i % 7]
+        low, high = [(0, 255), (-128, 127), (-8, 7), (0, 2**16 - 1), (-(2**31), 2**31 - 1)][i % 5]
+        size = np.exp(rng.uniform(-9, 9))
+        x = rng.normal(size=3) * size
+        if i % 2:
+            part = (rng.integers(0, high - low) + 0.5) / (high - low)
+            x[:2] = -part * size, (1 - part) * size
+            x[2] = 0
+        x[0] = (x[0], np.nan, np.inf, 1e-8)[0 if i % 40 else i // 40 % 4]
+        with np.errstate(over="ignore"):
+            x = x.astype(source.storage)
+        attributes = {"quant_min": low, "quant_max": high, "eps": 2.0 ** -(i % 60), "dtype": dtype}
+        same(ledger, f"decomposed {name} {source}", f"{name}.tensor", (x,), attributes)
+
+
+def test_fake_quant_per_channel_sweep(ledger: Ledger) -> None:
+    for i, (rng, n, _) in enumerate(chunks(ledger)):
+        rows = rows_of(n)
+        scales = drawn_scales(rng, rows, (np.float32, np.float64, np.float16)[i % 3])
+        zero_points = rng.integers(-9, 300, rows).astype((np.int32, np.int64, np.float32)[i % 3])
+        zero_points = zero_points + zero_points.dtype.type(0.75)
+        x = hugging(rng, n // rows, scales[:, None], zero_points[:, None], (0, 255))
+        axis = i % 2
+        x = np.ascontiguousarray(x.T) if axis else x
+        rest = {"axis": axis, "quant_min": 0, "quant_max": 255}
+        operands = (x, scales, zero_points)
+        subject = "decomposed fake_quant_per_channel"
+        same(ledger, subject, "fake_quant_per_channel", operands, rest)
+        leaf = to_torch(x).clone().requires_grad_(True)
+        grad = hugging(rng, x.size, 0.1, 0, (0, 9)).reshape(x.shape)
+        ops = torch.ops.quantized_decomposed
+        ops.fake_quant_per_channel(leaf, *map(to_torch, operands[1:]), *rest.values()).backward(
+            to_torch(grad)
+        )
+        actual = fake_quant_per_channel_backward(grad, *operands, **rest)
+        expected = from_torch(leaf.grad)
+        ledger.equal(f"{subject} backward", actual, expected)
+        assert np.all(np.isnan(expected) | (np.signbit(actual) == np.signbit(expected)))
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES.values() if not d.is_quantized], ids=str)
+def test_convert_element_type(ledger: Ledger, dtype: DType) -> None:
+    rng = np.random.default_rng(14)
+    x = hugging(rng, ledger.size(5_000, 1_000_000), 1, 0, (-500, 500), np.float64)
+    for source in DTYPES.values():
+        if not source.is_quantized:
+            values = from_torch(to_torch(x).to(to_torch(source)))
+            subject = f"decomposed convert_element_type {dtype}"
+            same(ledger, subject, "convert_element_type.no_fuse", (values,), {"dtype": dtype})
+
+
+# ---- types and shapes drawn at random
+
+ALL = [d for d in DTYPES.values() if not d.is_quantized]
+
+
+def an_array(rng: np.random.Generator, dtype: DType, shape: Any, positive: bool = False) -> Any:
+    if dtype == bool_:
+        return rng.random(shape) < 0.5
+    if dtype.is_floating_point:
+        x = np.exp(rng.uniform(-4, 4, shape)) * (1 if positive else rng.choice([-1, 1], shape))
+        return np.asarray(x).astype(np.float32).astype(dtype.storage)
+    limits = np.iinfo(dtype.storage)
+    bits = int(rng.choice([3, 6, 8, 12, 20, 40]))
+    low = 1 if positive else max(limits.min, -(2**bits))
+    return np.asarray(rng.integers(low, min(limits.max, 2**bits), shape)).astype(dtype.storage)
+
+
+def placed(rng: np.random.Generator, x: Any) -> Any:
+    """Return an array with other strides."""
+    if x.ndim == 4 and rng.random() < 0.3:
+        return channels_last(x)
+    order = rng.permutation(x.ndim)
+    x = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+    return np.repeat(x, 2, axis=0)[::2] if x.ndim and rng.random() < 0.3 else x
+
+
+def a_call(rng: np.random.Generator, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Draw a call of one op; its types may be such that torch refuses it."""
+
+    def dtype(*usual: DType) -> DType:
+        pool = list(usual) if rng.random() < 0.7 else ALL
+        return pool[int(rng.integers(len(pool)))]
+
+    def one(*usual: DType, positive: bool = False) -> Any:
+        return an_array(rng, dtype(*usual), [(), (1,), (1, 1)][int(rng.integers(3))], positive)
+
+    shape = tuple(int(d) for d in rng.choice([1, 2, 3, 5, 17], int(rng.integers(1, 5))))
+    target = TARGETS[int(rng.integers(7))]
+    limits = range_of(target if rng.random() < 0.9 else TARGETS[int(rng.integers(2))])
+    backward = name.startswith("dequantize")
+    source = target if backward else dtype(float32, *HALF)
+    if "group" in name or "token" in name:
+        source = dtype(int8, uint8) if backward else dtype(float32, float64, *HALF)
+    x = placed(rng, an_array(rng, source, shape))
+    out = {"out_dtype": dtype(float32, *HALF)} if backward else {}
+    base, _, form = name.partition(".")
+    if base.endswith("_per_tensor"):
+        if not form:
+            numbers = {"scale": float(a_scale(rng)), "zero_point": int(rng.integers(-9, 2**20))}
+            return (x,), numbers | limits | out
+        operands = x, one(float32, float64, positive=True), one(int64, int32, float32)
+        if form == "tensor":
+            return operands, limits | out
+        ends = np.array(limits["quant_min"]), np.array([limits["quant_max"]])
+        return (*operands, *ends), {"dtype": limits["dtype"]} | out
+    if base in ("quantize_per_channel", "dequantize_per_channel", "fake_quant_per_channel"):
+        axis = int(rng.integers(0 if "fake" in base else -len(shape), len(shape)))
+        channels = shape[axis] if rng.random() < 0.9 else 1
+        scales = an_array(rng, dtype(float32, float64, *HALF), channels, positive=True)
+        zero_points = an_array(rng, dtype(int64, int32), channels)
+        if "fake" in base:
+            del limits["dtype"]
+        return (x, scales, zero_points), {"axis": axis} | limits | out
+    if base == "convert_element_type":
+        return (placed(rng, an_array(rng, dtype(float32), shape)),), {"dtype": dtype(int8)}
+    if form == "tensor":
+        return (x,), limits | {"eps": 2.0 ** -float(rng.integers(30))}
+    if "choose" in base:
+        return (x,), {"dtype": dtype(int8)}
+    out = {"output_dtype": dtype(float32, *HALF)} if backward else {}
+    each: tuple[int, ...] = (*shape[:-1], 1)
+    if "group" in base:
+        rows, count = int(rng.integers(1, 6)), int(rng.integers(1, 4))
+        x = placed(rng, an_array(rng, source, (rows, count * 4)))
+        each, out = (rows, count), {"group_size": 4} | out
+    scales = an_array(rng, dtype(float32, float64, *HALF), each, positive=True)
+    return (x, scales, an_array(rng, dtype(int64, int32, float32), each)), limits | out
+
+
+NAMES = [name.partition("::")[2] for name in OPS if name.startswith("quantized_decomposed")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_types(ledger: Ledger, name: str) -> None:
+    """What torch computes is computed, and what it refuses is refused.
+
+    Torch also computes a few products and sums of float8 or uint16 that are refused here.
+    """
+    rng = np.random.default_rng(15)
+    qualified = f"quantized_decomposed::{name}"
+    accepted = 0
+    for _ in range(ledger.size(150, 5000)):
+        operands, attributes = a_call(rng, name)
+        if refused_by_torch(qualified, operands, attributes):
+            with pytest.raises(VerifyError):
+                function(qualified)(*operands, **attributes)
+            continue
+        try:
+            same(ledger, f"decomposed {name}, any types", name, operands, attributes)
+            accepted += 1
+        except VerifyError as error:
+            assert "is not supported" in str(error)  # noqa: PT017
+    assert accepted > 20
+
+
+def refused_by_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> bool:
+    """Whether torch raises, of whatever class."""
+    try:
+        call_torch(name, operands, attributes)
+    except Exception:
+        return True
+    return False
+
+
+# ---- importing
+
+
+class Decomposed(torch.nn.Module):
+    """A call of every op, by overload and by name, with arguments by position and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.tensor([0.05]))
+        self.register_buffer("zero", torch.tensor([3]))
+        self.register_buffer("scales", torch.linspace(0.02, 0.09, 4))
+        self.register_buffer("zeros", torch.arange(4))
+        self.register_buffer("groups", torch.linspace(0.02, 0.09, 8).reshape(4, 2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ops, u8, i8 = torch.ops.quantized_decomposed, torch.uint8, torch.int8
+        low, high = torch.tensor(0), torch.tensor([255])
+        q0 = ops.quantize_per_tensor.default(x, 0.05, 3, 0, 255, u8)
+        q1 = ops.quantize_per_tensor.tensor(x, self.one, self.zero, 0, 255, u8)
+        q2 = ops.quantize_per_tensor.tensor2(x, self.one, self.zero, low, high, u8)
+        q3 = ops.quantize_per_tensor(x, 0.05, 3, quant_min=0, quant_max=9, dtype=u8)
+        q4 = ops.quantize_per_tensor(x, self.one, self.zero, 0, 255, u8)
+        q5 = ops.quantize_per_tensor(x, self.one, self.zero, low, high, u8)
+        half = torch.float16
+        results = [
+            ops.dequantize_per_tensor.default(q0, 0.05, 3, 0, 255, u8, out_dtype=half),
+            ops.dequantize_per_tensor.tensor(q1, self.one, self.zero, 0, 255, u8),
+            ops.dequantize_per_tensor.tensor2(q2, self.one, self.zero, low, high, u8),
+            *(ops.dequantize_per_tensor(q, 0.05, 3, 0, 255, u8) for q in (q3, q4, q5)),
+        ]
+        for form in (ops.choose_qparams, ops.choose_qparams_symmetric):
+            scale, zero_point = form.tensor(x, -128, 127, 1e-6, i8)
+            q = ops.quantize_per_tensor.tensor(x, scale, zero_point, -128, 127, i8)
+            results += [scale, zero_point, q, form(x, -128, 127, 1e-6, i8)[0]]
+        per_channel = self.scales, self.zeros, 0, -128, 127, i8
+        q = ops.quantize_per_channel.default(x, *per_channel)
+        results += [q, ops.dequantize_per_channel.default(q, *per_channel, out_dtype=half)]
+        named = {"scales": self.scales, "zero_points": self.zeros, "axis": 0}
+        q = ops.quantize_per_channel(x, **named, quant_min=0, quant_max=9, dtype=u8)
+        results += [q, ops.dequantize_per_channel(q, self.scales, None, 0, 0, 9, u8)]
+        for choose in (
+            ops.choose_qparams_per_token,
+            ops.choose_qparams_per_token_asymmetric.default,
+            ops._choose_qparams_per_token_asymmetric_impl,
+        ):
+            scale, zero_point = choose(x, i8)
+            q = ops.quantize_per_token(x, scale, zero_point, -128, 127, i8)
+            back = ops.dequantize_per_token.default(q, scale, zero_point, -128, 127, i8, half)
+            results += [scale, zero_point, q, back]
+        group = self.groups, self.groups * 0, -8, 7, i8, 4
+        q = ops.quantize_per_channel_group.default(x, *group)
+        results += [q, ops.dequantize_per_channel_group(q, self.groups, None, *group[2:], half)]
+        results.append(ops.fake_quant_per_channel.default(x, *per_channel[:-1]))
+        results.append(ops.convert_element_type.no_fuse(x, torch.bfloat16))
+        return tuple(results)
+
+
+def test_a_traced_network_of_every_op_imports_and_agrees(ledger: Ledger) -> None:
+    x = hugging(np.random.default_rng(16), 8, np.full((4, 1), 0.05), 3, (-100, 100))
+    x = np.nan_to_num(x, posinf=3, neginf=-3)
+    module = torch.fx.symbolic_trace(Decomposed())
+    graph = from_fx(module, (x,))
+    used = {node.op for node in graph.nodes if node.op.startswith("quantized_decomposed")}
+    assert used == {f"quantized_decomposed::{name}" for name in NAMES}
+    expected = from_torch(module(to_torch(x)))
+    for executor in ("fast", "reference"):
+        actual = graph(x, executor=executor)
+        for one, other in zip(actual, expected, strict=True):
+            ledger.equal("decomposed, imported", one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "attributes", "message"),
+    [
+        ("quantize_per_tensor", (X32,), {"scale": 0.0, "zero_point": 0} | U8, "scale 0.0"),
+        ("quantize_per_tensor.tensor", (X32, ONES[:0], ONES), U8, "scale must have one element"),
+        ("quantize_per_tensor.tensor", (X32, ONES[:1] * 0, ONES[:1]), U8, "scale 0.0"),
+        ("dequantize_per_tensor", (X32,), {"scale": 1.0, "zero_point": 0} | U8, "expected uint8"),
+        ("quantize_per_channel", (X32, ONES, None), {"axis": 0} | U8, "zero_points must be"),
+        ("quantize_per_channel", (X32, ONES, ONES), {"axis": 1} | U8, "do not fit axis 1"),
+        ("quantize_per_channel", (X32, ONES, ONES[:1]), {"axis": 0} | U8, "do not fit axis 0"),
+        ("quantize_per_token", (X32, ONES, ONES), U8, r"do not broadcast"),
+        ("quantize_per_token", (X32, ONES[:1], ONES[:1]), U8, "expected 2 scales, one per token"),
+        ("choose_qparams.tensor", (X32,), U8 | {"eps": 0.1, "quant_min": 1}, "must include 0"),
+        ("choose_qparams_per_token", (X32,), {"dtype": uint8}, "dtype must be int8, got uint8"),
+        ("choose_qparams_per_token", (X32[:, :0],), {"dtype": int8}, "tokens with elements"),
+        ("quantize_per_channel_group", (X32, ONES, ONES), U8 | GROUP, "must divide 3 columns"),
+        (
+            "quantize_per_channel_group",
+            (X32 * np.nan, ONES, ONES),
+            U8 | {"group_size": 3},
+            "x must not hold NaN",
+        ),
+        (
+            "quantize_per_channel_group",
+            (X32[None], ONES, ONES),
+            U8 | {"group_size": 3},
+            "expected a matrix",
+        ),
+        (
+            "quantize_per_channel_group",
+            (X32, ONES, ONES),
+            U8 | {"group_size": 1},
+            "group_size must be > 1",
+        ),
+    ],
+)
+def test_what_torch_refuses_is_refused(
+    name: str, operands: tuple[Any, ...], attributes: dict[str, Any], message: str
+) -> None:
+    assert refused_by_torch(f"quantized_decomposed::{name}", operands, attributes)
+    with pytest.raises(VerifyError, match=message):
+        function(f"quantized_decomposed::{name}")(*operands, **attributes)

@@ -27,7 +27,7 @@ def broken(change: str) -> Graph:
         wrong = Value("v0", TensorType(float32, (Dim("N"), 4)))
         graph.nodes[0] = replace(first, outputs=(wrong,))
     elif change == "attribute":
-        graph.nodes[0] = replace(first, attributes={**first.attributes, "scale": -1.0})
+        graph.nodes[0] = replace(first, attributes={**first.attributes, "zero_point": 300})
     elif change == "missing":
         graph.nodes[0] = replace(first, attributes={})
     elif change == "module":
@@ -55,7 +55,7 @@ def broken(change: str) -> Graph:
         ("twice", r"single assignment: v1 is defined twice"),
         ("op", r"node v0: unknown op 'aten::nothing'"),
         ("type", r"node v0 .*type: the op gives quint8<0.5:7>\[N, 4\], declared is float32"),
-        ("attribute", r"node v0 .*scale must be > 0, got -1.0"),
+        ("attribute", r"node v0 .*zero_point must be in \[0, 255\], got 300"),
         ("missing", r"node v0 .*operands or attributes do not fit"),
         ("module", r"node o .*reference: the graph has no module 'm'"),
         ("output", r"return: order: nowhere is used before it is defined"),
