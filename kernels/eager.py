@@ -50,10 +50,7 @@ def arithmetic_dtype(op: str, *operands: TensorType | Number) -> DType:
     """
     given = [x.dtype for x in operands if isinstance(x, TensorType)]
     if not any(d in FLOAT8 for d in given):
-        try:
-            dtype = result_dtype(op, *operands)
-        except np.exceptions.DTypePromotionError:  # NumPy's, of float16 and bfloat16
-            return float32
+        dtype = result_dtype(op, *operands)
         if dtype.is_floating_point or not (dtype == bool_ or uint16 in given):
             return dtype
     names = " and ".join(map(str, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,15 @@ def _category(dtype: DType) -> int:
     return 0 if dtype == bool_ else 2 if dtype.is_floating_point else 1
 
 
+def _promote(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
+    try:
+        return np.promote_types(a, b)
+    except np.exceptions.DTypePromotionError:  # float16 and bfloat16
+        return np.dtype(np.float32)
+
+
 def _widest(dtypes: list[DType]) -> DType:
-    storage = reduce(np.promote_types, (dtype.storage for dtype in dtypes))
+    storage = reduce(_promote, (dtype.storage for dtype in dtypes))
     return next(d for d in DTYPES.values() if not d.is_quantized and d.storage == storage)
 
 
