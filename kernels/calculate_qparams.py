@@ -5,6 +5,7 @@ This is the third of torch's algorithms; the two of its C++ kernels are in ``cho
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ def quant_range(
     if quant_min is None or quant_max is None:
         table = _FULL_RANGE | _REDUCED_RANGE if reduce_range else _FULL_RANGE
         return table.get(dtype, (0, 15))
+    quant_min, quant_max = index(quant_min), index(quant_max)  # NumPy's integers wrap
     if not quant_min <= 0 <= quant_max or quant_min == quant_max:
         raise VerifyError(
             "the quantization range must include 0 and have quant_min < quant_max, "

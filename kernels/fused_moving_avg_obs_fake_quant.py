@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
+from refquant.ir.target import Target
 from refquant.ir.types import format_shape
 from refquant.kernels.choose_qparams import (
     choose_qparams_fbgemm,
@@ -47,7 +48,7 @@ class State(NamedTuple):
         One element, or one for each channel; infinite before the first batch. Per channel they
         may be empty, which stands for infinities.
     scale : float32
-    zero_point : int32
+    zero_point : int32, or float32 for the qscheme with float qparams
     """
 
     running_min: F32
@@ -89,6 +90,7 @@ def fused_moving_avg_obs_fake_quant(
     *,
     observer_on: bool = True,
     fake_quant_on: bool = True,
+    target: Target = Target(),
 ) -> Result:
     r"""Observe a batch by moving averages, choose qparams, and fake-quantize.
 
@@ -102,9 +104,10 @@ def fused_moving_avg_obs_fake_quant(
     With the fake-quant on, scale and zero point are those of ``choose_qparams_fbgemm``, with
     ``preserve_sparsity`` where symmetric. They are *not* those that the Python observer computes
     from the same minimum and maximum when the module is converted. ``y`` and the mask are those
-    of ``fake_quantize_per_tensor_affine`` or, per channel, ``fake_quantize_per_channel_affine``
-    with integer zero points. Per tensor, a zero point that a NaN or infinite range has put at the
-    smallest int32 is used as it is; per channel it is refused.
+    of ``fake_quantize_per_tensor_affine`` or, per channel, ``fake_quantize_per_channel_affine``;
+    where the state's zero points are float32, the whole numbers chosen are used as floats. Per
+    tensor, a zero point that a NaN or infinite range has put at the smallest int32 is used as it
+    is; per channel with integer zero points it is refused.
 
     With the fake-quant off, scale and zero point stay, ``y`` is a copy and the mask is true
     everywhere. The gradient by ``x`` is that of ``fake_quantize_backward``: ``grad * mask``.
@@ -129,6 +132,8 @@ def fused_moving_avg_obs_fake_quant(
         Symmetric quantization.
     observer_on, fake_quant_on : bool
         The switches of the module.
+    target : Target
+        With float zero points the bits depend on the instruction set.
 
     Returns
     -------
@@ -154,7 +159,7 @@ def fused_moving_avg_obs_fake_quant(
     limits = quant_min, quant_max
     switches = observer_on, fake_quant_on
     where = ch_axis if per_channel else None
-    return _run(_NUMPY, x, state, averaging_constant, limits, where, symmetric, switches)
+    return _run(_NUMPY, x, state, averaging_constant, limits, where, symmetric, switches, target)
 
 
 def fused_moving_avg_obs_fake_quant_compiled(
@@ -169,12 +174,15 @@ def fused_moving_avg_obs_fake_quant_compiled(
     *,
     observer_on: bool = True,
     fake_quant_on: bool = True,
+    target: Target = Target(),
 ) -> Result:
     """Compute :func:`fused_moving_avg_obs_fake_quant`, compiled."""
     limits = quant_min, quant_max
     switches = observer_on, fake_quant_on
     where = ch_axis if per_channel else None
-    return _run(_COMPILED, x, state, averaging_constant, limits, where, symmetric, switches)
+    return _run(
+        _COMPILED, x, state, averaging_constant, limits, where, symmetric, switches, target
+    )
 
 
 def _choose_each(
@@ -219,6 +227,7 @@ def _run(
     axis: int | None,
     symmetric: bool,
     switches: tuple[bool, bool],
+    target: Target,
 ) -> Result:
     observer_on, fake_quant_on = switches
     state = _fitted(x, state, axis)
@@ -234,7 +243,8 @@ def _run(
     if axis is None:
         y, mask = steps.per_tensor(x, scale[0], int(zero_point[0]), *limits)
     else:
-        y, mask = steps.per_channel(x, scale, zero_point, axis, *limits)
+        zero_point = zero_point.astype(state.zero_point.dtype)
+        y, mask = steps.per_channel(x, scale, zero_point, axis, *limits, target)
     shape = state.scale.shape
     state = state._replace(scale=scale.reshape(shape), zero_point=zero_point.reshape(shape))
     return Result(y, mask, state)
@@ -251,6 +261,7 @@ def _fitted(x: Array, state: State, axis: int | None) -> State:
         channels = x.shape[axis]
         if state.running_min.size == 0 == state.running_max.size:
             grown = State.initial(channels)
+            grown = grown._replace(zero_point=grown.zero_point.astype(state.zero_point.dtype))
             if state.scale.size == state.zero_point.size == channels:
                 grown = grown._replace(scale=state.scale, zero_point=state.zero_point)
             state = grown

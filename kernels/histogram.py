@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import VerifyError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.target import Target
 from refquant.kernels import rounding
 from refquant.kernels.float_sum import F32, total
@@ -301,7 +301,7 @@ def _observe(
 ) -> Histogram:
     if x.dtype not in ACCEPTED:
         accepted = ", ".join(dtype.name for dtype in ACCEPTED)
-        raise VerifyError(f"histogram: the dtype must be one of {accepted}, got {x.dtype}")
+        raise UnsupportedError(f"histogram: the dtype must be one of {accepted}, got {x.dtype}")
     if x.size == 0:
         return state
     seen = steps.extremes(x) if seen is None else seen

@@ -141,11 +141,12 @@ class FakeQuantize(FakeQuantizeBase):
         self.is_per_channel: bool = made.qscheme.is_per_channel
         self.target = getattr(made, "target", Target())
         float_qparams = made.qscheme == per_channel_affine_float_qparams
-        self.register_buffer("scale", np.array([1.0], np.float32))
-        self.register_buffer(
-            "zero_point", np.array([0], np.float32 if float_qparams else np.int32)
-        )
+        self._register_qparams(np.float32 if float_qparams else np.int32)
         self.mask: Array | None = None
+
+    def _register_qparams(self, zero_point: Any) -> None:
+        self.register_buffer("scale", np.array([1.0], np.float32))
+        self.register_buffer("zero_point", np.array([0], zero_point))
 
     def calculate_qparams(self) -> tuple[Array, Array]:
         """Return the observer's scale and zero point, which conversion uses."""
@@ -184,6 +185,11 @@ class FakeQuantize(FakeQuantizeBase):
         if self.is_per_channel:
             return fake_quantize_per_channel_compiled(
                 x, self.scale, self.zero_point, self.ch_axis, *limits, self.target
+            )
+        if self.scale.size != 1 or self.zero_point.size != 1:
+            raise VerifyError(
+                f"{type(self).__name__}: {self.qscheme} needs one scale and zero point, got "
+                f"{self.scale.size} and {self.zero_point.size}"
             )
         return fake_quantize_per_tensor_compiled(
             x, self.scale[0], int(self.zero_point[0]), *limits
@@ -244,8 +250,29 @@ class FixedQParamsFakeQuantize(FakeQuantize):
             raise VerifyError(
                 f"FixedQParamsFakeQuantize: the qscheme must be per tensor, got {self.qscheme}"
             )
-        self.scale = self.activation_post_process.scale
-        self.zero_point = self.activation_post_process.zero_point
+
+    def _register_qparams(self, zero_point: Any) -> None:
+        self._buffers += ["scale", "zero_point"]  # which are the observer's, as in torch
+
+    @property
+    def scale(self) -> F32:
+        """The observer's scale."""
+        value: F32 = self.activation_post_process.scale
+        return value
+
+    @scale.setter
+    def scale(self, value: F32) -> None:
+        self.activation_post_process.scale = value
+
+    @property
+    def zero_point(self) -> Array:
+        """The observer's zero point."""
+        value: Array = self.activation_post_process.zero_point
+        return value
+
+    @zero_point.setter
+    def zero_point(self, value: Array) -> None:
+        self.activation_post_process.zero_point = value
 
     def calculate_qparams(self) -> tuple[Array, Array]:
         """Return the fixed scale and zero point."""
@@ -304,12 +331,17 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
     def forward(self, x: Array) -> Array:
         """Observe ``x`` and return it fake-quantized, as far as both are switched on."""
         observer = self.activation_post_process
+        switches = bool(self.observer_enabled[0]), bool(self.fake_quant_enabled[0])
+        if x.size == 0 or not any(switches):
+            self.mask = None
+            return x.copy(order="K")
         before = State(observer.min_val, observer.max_val, self.scale, self.zero_point)
         y, mask, after = fused_moving_avg_obs_fake_quant_compiled(
             *(x, before, observer.averaging_constant, observer.quant_min, observer.quant_max),
             *(self.ch_axis, self.is_per_channel, self.is_symmetric_quant),
-            observer_on=bool(self.observer_enabled[0]),
-            fake_quant_on=bool(self.fake_quant_enabled[0]),
+            observer_on=switches[0],
+            fake_quant_on=switches[1],
+            target=self.target,
         )
         observer.min_val, observer.max_val, self.scale, self.zero_point = after
         self.mask = mask

@@ -10,6 +10,7 @@ from refquant.factory import HasFactories
 from refquant.ir.errors import VerifyError
 from refquant.ir.qtensor import Array
 from refquant.ir.types import DType, int32, qint32
+from refquant.observer_base import observable
 from refquant.stateful import Stateful
 
 
@@ -26,19 +27,27 @@ class FakeQuantizeBase(ABC, HasFactories, Stateful):
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
-        """Observe ``x`` and return it fake-quantized, as far as both are switched on."""
+        """Observe ``x`` and return it fake-quantized; may fail half-way."""
 
     @abstractmethod
     def calculate_qparams(self) -> tuple[Array, Array]:
         """Return scale and zero point."""
 
     def __call__(self, x: Array) -> Array:
-        """Observe ``x`` and return it fake-quantized, as far as both are switched on."""
-        return self.forward(x)
+        """Observe ``x`` and return it fake-quantized, as far as both are switched on.
+
+        Raises
+        ------
+        VerifyError
+            If ``x`` does not fit; then nothing has changed.
+        """
+        data = observable(type(self).__name__, x)
+        with self.unchanged_on_error():
+            return self.forward(data)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Switch the rounding on or off; observing is not touched."""
-        self.fake_quant_enabled = np.array([enabled], self.fake_quant_enabled.dtype)
+        self.fake_quant_enabled = np.array([1 if enabled else 0], self.fake_quant_enabled.dtype)
 
     def disable_fake_quant(self) -> None:
         """Switch the rounding off."""
@@ -46,7 +55,7 @@ class FakeQuantizeBase(ABC, HasFactories, Stateful):
 
     def enable_observer(self, enabled: bool = True) -> None:
         """Switch observing on or off; the rounding is not touched."""
-        self.observer_enabled = np.array([enabled], self.observer_enabled.dtype)
+        self.observer_enabled = np.array([1 if enabled else 0], self.observer_enabled.dtype)
 
     def disable_observer(self) -> None:
         """Switch observing off."""

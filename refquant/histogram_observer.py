@@ -160,7 +160,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         return replace(
             report,
             chosen=(float(found.minimum), float(found.maximum)),
-            clipped=1 - kept / total if total else 0.0,
+            clipped=1 - kept / total if total and self.min_val < self.max_val else 0.0,
         )
 
     def plot(self, axes: Any = None) -> Any:

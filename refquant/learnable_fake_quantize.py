@@ -72,7 +72,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         channel_len: int = -1,
         use_grad_scaling: bool = False,
         *,
-        target: Target = Target(),
+        target: Target | None = None,
         **observer_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -82,13 +82,15 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             raise VerifyError(f"channel_len must be -1 or positive, got {channel_len}")
         self.quant_min, self.quant_max = quant_min, quant_max
         self.use_grad_scaling = use_grad_scaling
-        self.target = target
+        self.target = target or Target()
         channels = max(channel_len, 1)
         self.register_buffer("scale", np.full(channels, scale, np.float32))
         self.register_buffer("zero_point", np.full(channels, zero_point, np.float32))
         made = observer(**observer_kwargs, quant_min=quant_min, quant_max=quant_max)
         self.activation_post_process: Any = made
         self._parts.append("activation_post_process")
+        if target is not None and hasattr(made, "target"):
+            made.target = target
         check_within(made.dtype, quant_min, quant_max)
         self.dtype: DType = made.dtype
         self.qscheme = made.qscheme
@@ -178,10 +180,12 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             return x
         if self.qscheme.is_symmetric:
             self.zero_point = np.zeros_like(self.zero_point)
+        if self.use_grad_scaling and self.quant_max <= 0:
+            raise VerifyError(f"use_grad_scaling needs quant_max > 0, got {self.quant_max}")
         factor = 1.0 / (x.size * self.quant_max) ** 0.5 if self.use_grad_scaling else 1.0
         axis = (self.ch_axis,) if self._is_per_channel() else ()
         arguments = self.scale, self.zero_point, *axis, self.quant_min, self.quant_max, factor
-        self._last = x, *arguments
+        self._last = _kept(x), *arguments
         forward = learnable.per_channel_compiled if axis else learnable.per_tensor_compiled
         return forward(x, *arguments)
 
@@ -203,8 +207,8 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         backward: Any = learnable_backward.per_tensor_compiled
         if self._is_per_channel():
             backward = learnable_backward.per_channel_compiled
-        gradients: tuple[Array, F32, F32] = backward(grad, *self._last, target=self.target)
-        return gradients
+        dx, dscale, dzero_point = backward(grad, *self._last, target=self.target)
+        return dx.astype(self._last[0].dtype, copy=False), dscale, dzero_point
 
     def extra_repr(self) -> str:
         """Return switches, range, scale and zero point."""
@@ -213,3 +217,8 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             f"learning_enabled={self.learning_enabled}, quant_min={self.quant_min}, "
             f"quant_max={self.quant_max}, scale={self.scale}, zero_point={self.zero_point}"
         )
+
+
+def _kept(x: Array) -> Array:
+    """Return a copy that later changes of ``x`` do not reach, with strides that torch can have."""
+    return x.copy(order="C" if any(stride < 0 for stride in x.strides) else "K")

@@ -16,6 +16,7 @@ from refquant.kernels.min_max import min_max_compiled, min_max_per_channel_compi
 from refquant.observer_base import (
     ObserverBase,
     UniformQuantizationObserverBase,
+    real,
     require_qscheme,
 )
 
@@ -132,7 +133,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         *,
         target: Target = Target(),
     ) -> None:
-        self.averaging_constant = averaging_constant
+        self.averaging_constant = real("averaging_constant", averaging_constant)
         if is_dynamic and averaging_constant != 1:
             raise UnsupportedError(
                 "MovingAverageMinMaxObserver: is_dynamic needs averaging_constant=1, "
@@ -223,6 +224,11 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         return bool(self.min_val.size and self.max_val.size)
 
     def _batch_range(self, x: Array) -> tuple[F32, F32]:
+        if x.ndim < 2:
+            raise VerifyError(
+                f"{type(self).__name__}: the data must have 2 dimensions or more, "
+                f"got shape {list(x.shape)}"
+            )
         if not -x.ndim <= self.ch_axis < x.ndim:
             raise VerifyError(
                 f"{type(self).__name__}: ch_axis {self.ch_axis} is outside the {x.ndim} "
@@ -250,6 +256,14 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
             self.max_val = np.maximum(other.max_val, self.max_val)
         self._add_counts(other)
         return self
+
+    def _check_loaded(self, local: dict[str, Array]) -> None:
+        """Refuse different numbers of channels."""
+        low, high = (local.get(name, getattr(self, name)) for name in ("min_val", "max_val"))
+        if low.shape != high.shape:
+            raise VerifyError(
+                f"state_dict: min_val has shape {list(low.shape)}, max_val {list(high.shape)}"
+            )
 
     def _upgrade(self, local: dict[str, Array], version: int | None) -> dict[str, Array]:
         """Rename the buffers of versions below 3."""
@@ -301,7 +315,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             is_dynamic,
             target=target,
         )
-        self.averaging_constant = averaging_constant
+        self.averaging_constant = real("averaging_constant", averaging_constant)
 
     def observe(self, x: Array) -> None:
         """Move the averages."""

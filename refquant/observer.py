@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refquant.histogram_observer import HistogramObserver
-from refquant.ir.errors import UnsupportedError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.qtensor import Array
 from refquant.ir.types import (
     DType,
@@ -108,6 +108,8 @@ class FixedQParamsObserver(ObserverBase):
         if is_dynamic:
             raise UnsupportedError("FixedQParamsObserver cannot be dynamic")
         super().__init__(dtype, is_dynamic)
+        if not -(2**31) <= zero_point < 2**31:
+            raise VerifyError(f"FixedQParamsObserver: zero_point must be int32, got {zero_point}")
         self.quant_min = quant_min
         self.quant_max = quant_max
         self.qscheme = qscheme

@@ -122,9 +122,9 @@ class ObserverBase(ABC, HasFactories, Stateful):
             If the statistics depend on the order of the data.
         """
         raise UnsupportedError(
-            f"{type(self).__name__} cannot merge: what it holds depends on the order of the data. "
-            "Feed all batches to one observer in their order, or use MinMaxObserver or "
-            "PerChannelMinMaxObserver, which merge exactly"
+            f"{type(self).__name__} cannot merge exactly: histograms and moving averages depend "
+            "on the order of the data. Feed all batches to one observer in their order, or use "
+            "MinMaxObserver or PerChannelMinMaxObserver, which merge exactly"
         )
 
 
@@ -186,11 +186,11 @@ class UniformQuantizationObserverBase(ObserverBase):
             )
         self.reduce_range = reduce_range
         _check_factory_kwargs(factory_kwargs)
-        self.register_buffer("eps", np.array([eps], np.float32))
+        self.register_buffer("eps", np.array([real("eps", eps)], np.float32))
         if dtype not in ACCEPTED_DTYPES:
             accepted = ", ".join(map(str, ACCEPTED_DTYPES))
             raise VerifyError(
-                f"{type(self).__name__}: dtype {dtype} is not one of {accepted}; "
+                f"{type(self).__name__}: dtype {dtype!r} is not one of {accepted}; "
                 "for float16 use PlaceholderObserver"
             )
         self.has_customized_qrange = quant_min is not None and quant_max is not None
@@ -217,14 +217,21 @@ class UniformQuantizationObserverBase(ObserverBase):
         """
         data = observable(type(self).__name__, x)
         if data.size:
-            self.observe(data)
+            with self.unchanged_on_error():
+                self.observe(data)
             self.batches += 1
             self.elements += data.size
         return x
 
-    @abstractmethod
     def observe(self, x: Array) -> None:
-        """Update the statistics by data that is not empty."""
+        """Update the statistics by data that is not empty; a subclass defines it, or forward.
+
+        Raises
+        ------
+        UnsupportedError
+            If it does not.
+        """
+        raise UnsupportedError(f"{type(self).__name__} defines neither observe nor forward")
 
     def _calculate_qparams(self, min_val: F32, max_val: F32) -> tuple[F32, Array]:
         """Return scale and zero point for a range; 1 and 0 with a warning before any data."""
@@ -242,8 +249,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         )
         if not np.all(np.isfinite(scale)):
             warnings.warn(
-                f"{type(self).__name__}: the scale is not finite because the data was not "
-                f"(range [{np.min(min_val)}, {np.max(max_val)}]); remove NaN and infinity from it",
+                f"{type(self).__name__}: the scale is not finite, the range is "
+                f"[{np.min(min_val)}, {np.max(max_val)}]; remove NaN and infinity from the data",
                 RuntimeWarning,
                 stacklevel=caller(),
             )
@@ -347,6 +354,19 @@ class UniformQuantizationObserverBase(ObserverBase):
         self.elements += other.elements
 
 
+def real(name: str, value: Any) -> float:
+    """Return a setting as a float.
+
+    Raises
+    ------
+    VerifyError
+        If it is not a number.
+    """
+    if isinstance(value, str) or not isinstance(value, int | float | np.number):
+        raise VerifyError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
 def default_eps(owner: str, *lost: Array | None) -> F32:
     """Return the default eps, and warn if another one is lost by it."""
     for eps in lost:
@@ -373,6 +393,8 @@ def observable(observer: str, x: Any) -> Array:
         raise VerifyError(
             f"{observer}: expected real values, got {x.type.dtype}; dequantize first"
         )
+    if isinstance(x, np.ma.MaskedArray):
+        raise VerifyError(f"{observer}: a masked array would be observed whole; compress it first")
     data = np.asarray(x)
     if data.dtype.kind in "biuf" or data.dtype.name in ("bfloat16", *_FLOAT8):
         return data

@@ -82,6 +82,9 @@ def _load_into_graph(graph: Graph, loaded: dict[str, Array]) -> None:
                     )
                 state[name] = value.astype(buffer.dtype)
     for path, module in graph.modules.items():
+        if module.kind.endswith(".FixedQParamsFakeQuantize"):  # its buffers are the observer's
+            for name in ("scale", "zero_point"):
+                states[path][name] = states[path][f"activation_post_process.{name}"]
         module.state.update(states[path])
 
 

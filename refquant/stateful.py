@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +44,18 @@ class Stateful:
         for name in self._parts:
             yield from getattr(self, name).named_modules(f"{prefix}.{name}" if prefix else name)
 
+    @contextmanager
+    def unchanged_on_error(self) -> Iterator[None]:
+        """Put all attributes back if the block fails: arrays are replaced, never written into."""
+        before = [(module, dict(vars(module))) for _, module in self.named_modules()]
+        try:
+            yield
+        except Exception:
+            for module, attributes in before:
+                vars(module).clear()
+                vars(module).update(attributes)
+            raise
+
     def state_dict(self) -> StateDict:
         """Return copies of all buffers under the names that torch gives them.
 
@@ -72,6 +85,8 @@ class Stateful:
             If a name is missing or unknown, or a shape does not fit.
         """
         metadata = getattr(state_dict, "_metadata", {})
+        if strange := [key for key in state_dict if not isinstance(key, str)]:
+            raise VerifyError(f"state_dict: names must be str, got {strange[0]!r}")
         unknown = dict.fromkeys(state_dict)
         missing: list[str] = []
         found: list[tuple[Stateful, str, Array]] = []
@@ -86,6 +101,7 @@ class Stateful:
             local = module._upgrade(local, metadata.get(path, {}).get("version"))
             for name in (*(names - set(local)), *module._buffers):
                 unknown.pop(prefix + name, None)
+            module._check_loaded(local)
             for name in module._buffers:
                 if name in local:
                     found.append((module, name, module._fit(prefix + name, name, local[name])))
@@ -102,9 +118,14 @@ class Stateful:
         """Return a state in today's format."""
         return local
 
+    def _check_loaded(self, local: dict[str, Array]) -> None:
+        """Refuse a state whose buffers do not fit together."""
+
     def _fit(self, key: str, name: str, value: Array) -> Array:
         """Return a loaded array with the dtype, and if it cannot change the shape, of a buffer."""
         buffer = getattr(self, name)
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+            raise VerifyError(f"state_dict: {key} must hold real numbers, got {value.dtype}")
         if buffer.ndim == 0 and value.shape == (1,):
             value = value[0]
         if value.shape != buffer.shape and name not in self._resizable:
@@ -117,4 +138,7 @@ class Stateful:
 
 def as_array(value: Any) -> Array:
     """Return an array; of a torch tensor a copy, for torch cannot resize what NumPy sees."""
-    return np.asarray(value.detach().clone() if hasattr(value, "detach") else value)
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().clone()
+    return np.asarray(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)

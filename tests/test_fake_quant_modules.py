@@ -70,7 +70,7 @@ def test_several_batches_with_the_switches_moved(kind: str, ledger: Ledger) -> N
     rng = np.random.default_rng(0)
     with torch_as(this_machine()):
         for _ in range(ledger.size(60, 400)):
-            scheme = tuple(QScheme)[rng.integers(4)]
+            scheme = tuple(QScheme)[rng.integers(5)]
             dtype = (refquant.quint8, refquant.qint8)[rng.integers(2)]
             ranges = RANGES[dtype]
             low, high = ranges[rng.integers(len(ranges))]
@@ -262,3 +262,81 @@ def test_a_module_of_torch_holds_the_same() -> None:
     ours.disable_observer()
     theirs.apply(torch_fake_quantize.disable_observer)
     np.testing.assert_array_equal(ours(x), theirs(torch.from_numpy(x)).numpy())
+
+
+def test_statistics_of_fixed_qparams_load() -> None:
+    """In torch the fake-quant's scale is the observer's."""
+    ours, theirs = both("default_fixed_qparams_range_0to1_fake_quant")
+    other, torch_other = both("default_fixed_qparams_range_neg1to1_fake_quant")
+    saved = torch_observer.get_observer_state_dict(nn.ModuleDict({"a": torch_other}))
+    torch_observer.load_observer_state_dict(nn.ModuleDict({"a": theirs}), saved)
+    observer.load_observer_state_dict(ours, observer.get_observer_state_dict(other))
+    assert_same_state(ours, theirs)
+    x = np.linspace(-2, 2, 33).astype(np.float32)
+    np.testing.assert_array_equal(ours(x), theirs(torch.from_numpy(x)).numpy())
+
+
+@pytest.mark.parametrize("kind", ["FakeQuantize", "FusedMovingAvgObsFakeQuantize"])
+def test_an_empty_batch_changes_nothing(kind: str) -> None:
+    ours, theirs = both(kind, quant_min=0, quant_max=255)
+    empty = np.empty((0, 3), np.float32)
+    for x in (empty, np.array([[-1.0, 2.0]], np.float32), empty):
+        assert ours(x).shape == theirs(torch.from_numpy(x)).shape
+        assert_same_state(ours, theirs)
+
+
+def test_a_refused_batch_changes_nothing() -> None:
+    x = np.array([[1, -2], [3, 4]], np.float32)
+    per_channel = observer.PerChannelMinMaxObserver
+    cases = [
+        (
+            fake_quantize.FakeQuantize(
+                per_channel, qscheme=refquant.per_channel_affine, ch_axis=5
+            ),
+            x,
+        ),
+        (fake_quantize.FakeQuantize(), np.array([1, 2], np.int32)),
+        (fake_quantize.LearnableFakeQuantize(per_channel, channel_len=3), x),
+        (
+            fake_quantize.LearnableFakeQuantize(
+                observer.MinMaxObserver, -5, 0, use_grad_scaling=True, dtype=refquant.qint8
+            ),
+            x,
+        ),
+    ]
+    for module, data in cases:
+        before = module.state_dict()
+        with pytest.raises(VerifyError):
+            module(data)
+        after = module.state_dict()
+        assert all(np.array_equal(before[key], after[key]) for key in before)
+        assert module.activation_post_process.batches == 0
+    right = cases[2][0](np.ones((3, 2), np.float32))
+    assert right.shape == (3, 2)
+
+
+def test_what_a_fake_quant_takes_and_keeps() -> None:
+    ours, _ = both("FakeQuantize", quant_min=0, quant_max=7)
+    np.testing.assert_array_equal(ours([0.0, 7.0]), [0.0, 7.0])
+    ours.enable_observer(5)
+    assert ours.observer_enabled[0] == 1
+    ours.disable_observer()
+    ours.scale = np.ones(3, np.float32)
+    with pytest.raises(VerifyError, match="needs one scale"):
+        ours(np.ones(2, np.float32))
+    learned = fake_quantize.LearnableFakeQuantize(
+        observer.HistogramObserver, target=Target(isa="default")
+    ).enable_param_learning()
+    assert learned.activation_post_process.target == Target(isa="default")
+    x = np.linspace(-3, 300, 40).astype(np.float32)
+    learned(x[::-1])
+    before = learned.backward(np.ones_like(x))
+    learned(x[::-1].copy())
+    for one, other in zip(before, learned.backward(np.ones_like(x)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    learned(x)
+    expected = learned.backward(np.ones_like(x))
+    learned(x)
+    x += 1
+    for one, other in zip(expected, learned.backward(np.ones_like(x)), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -211,7 +211,7 @@ def _loaded(rng: Rng) -> Histogram:
 def test_search_of_any_state(ledger: Ledger) -> None:
     rng = np.random.default_rng(3)
     dtypes = list(DST_BINS)
-    for run in range(ledger.size(12, 1000)):
+    for run in range(ledger.size(12, 60)):
         state, dtype = _loaded(rng), dtypes[run % len(dtypes)]
         subject = "HistogramObserver search of any state"
         _check_search(ledger, subject, state, _observer(state, dtype), dtype, this_machine())
