@@ -315,7 +315,7 @@ def compare_learnable(
 def test_lsq_per_tensor(ledger: Ledger, dtype: str) -> None:
     rng = np.random.default_rng(8)
     sizes = [0, 1, 5, 17, 64, 1000, 32_768, 50_001, 70_003]
-    for i in range(ledger.size(24, 3000)):
+    for i in range(ledger.size(24, 1000)):
         low, high = LEARNABLE_RANGES[i % 5]
         n = sizes[i % 9]
         scale = a_scale(rng, np.float16)
@@ -361,7 +361,7 @@ def test_lsq_per_tensor_follows_the_layout(ledger: Ledger) -> None:
 def test_lsq_per_channel(ledger: Ledger, dtype: str) -> None:
     rng = np.random.default_rng(10)
     shapes = [(3, 5), (7, 300), (1, 40), (40, 1000), (33, 65), (2, 3, 4, 5), (4, 9, 30, 40), (6,)]
-    for i in range(ledger.size(48, 3000)):
+    for i in range(ledger.size(48, 1000)):
         shape = shapes[i % 8]
         axis = (i // 8) % len(shape)
         low, high = LEARNABLE_RANGES[i % 4]
