@@ -31,8 +31,8 @@ HEADER = """# Exactness: what was compared with torch, and how much of it differ
 Written by `python tests/exactness.py` from the ledgers of the tests; nothing is entered by hand.
 Equality is of bits, but that NaN equals NaN and -0 equals 0. `capability` is the value of
 `ATEN_CPU_CAPABILITY`, which decides the instruction set of torch's own kernels; under avx2 and
-default the subjects that depend on it are compared. The same comparisons run in CI with smaller
-numbers (`pytest --ledger` prints them).
+default the subjects that depend on it are compared. A run that finds a difference fails and writes
+no page. The same comparisons run in CI with smaller numbers (`pytest --ledger` prints them).
 
 """
 
