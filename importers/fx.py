@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
-import operator
+import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from refquant.importers.builder import Rule, rebuild
-from refquant.importers.fx_torch import as_arrays, require_torch, to_tensor, trace
+from refquant.importers.fx_torch import (
+    TORCH_VERSION,
+    as_arrays,
+    call_torch,
+    is_graph_module,
+    require_torch,
+)
 from refquant.importers.rules import TorchBuilder
+from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
-from refquant.importers.torch_modules import MODULES, qualified_name
+from refquant.importers.torch_modules import MODULES
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
-from refquant.ir.graph import Graph, Module, Node, Origin, Scope, Value
-from refquant.ir.qtensor import type_of
+from refquant.ir.graph import Graph, Node, Origin, Scope, Value
+from refquant.ir.module import Module, Packed
+from refquant.ir.program import Call, Program, each
+from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.text import RESERVED
-from refquant.ir.types import DTYPES, Dim, DType, TensorType
+from refquant.ir.types import Dim, DType, QScheme, TensorType
 
 
 @dataclass(frozen=True)
@@ -36,48 +45,19 @@ class _Poison:
     """Stands for the result of a node that could not be imported."""
 
 
-def _function_names(torch: Any) -> dict[Any, str]:
-    """Return the public name of every function, by identity."""
-    names: dict[Any, str] = {}
-    for prefix, module in (
-        ("torch.nn.functional", torch.nn.functional),
-        ("operator", operator),
-        ("torch", torch),
-    ):
-        public_first = sorted(vars(module).items(), key=lambda item: item[0].startswith("_"))
-        for name, function in public_first:
-            if callable(function) and not inspect.isclass(function) and not name.startswith("__"):
-                try:
-                    names.setdefault(function, f"{prefix}.{name}")
-                except TypeError:
-                    continue
-    names[getattr] = "builtins.getattr"
-    return names
-
-
-def _function_name(function: Any, names: dict[Any, str]) -> str:
-    if function in names:
-        return names[function]
-    kind = type(function).__name__
-    if kind in ("OpOverload", "OpOverloadPacket"):
-        return f"torch.ops.{function}"
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
-
-
 class FxBuilder(TorchBuilder):
-    """The builder with what rules need to read torch's modules."""
+    """The builder with what rules need to read modules."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Module) -> None:
         super().__init__()
-        self._torch = require_torch()
-        self._paths = {id(module): path for path, module in root.named_modules()}
+        self._paths: dict[int, str] = {id(part): path for path, part in root.named_modules()}
 
     def operand(self, value: Any) -> Any:
         """Turn the tensor constants in an argument into parameters."""
-        if isinstance(value, Constant) and isinstance(value.raw, self._torch.Tensor):
-            return self.parameter(value.name, to_tensor(value.raw))
-        if isinstance(value, self._torch.Tensor):
-            return self.parameter("constant", to_tensor(value))
+        if isinstance(value, Constant) and isinstance(value.raw, np.ndarray | QTensor):
+            return self.parameter(value.name, value.raw)
+        if isinstance(value, np.ndarray | QTensor):
+            return self.parameter("constant", value)
         if isinstance(value, tuple | list):
             return rebuild(value, map(self.operand, value))
         if isinstance(value, dict):
@@ -96,7 +76,9 @@ class FxBuilder(TorchBuilder):
         if isinstance(value, Value):
             if value.name not in self.graph.parameters:
                 raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
-            value = np.asarray(self.graph.parameter(value.name)).reshape(-1)[0]
+            value = self.graph.parameter(value.name)
+        if isinstance(value, np.ndarray):
+            value = value.reshape(-1)[0]
         return None if value is None else kind(value)
 
     def path(self, module: Any) -> str:
@@ -110,224 +92,166 @@ class FxBuilder(TorchBuilder):
             return None
         full = f"{self.path(module)}.{name}".lstrip(".")
         if rows is None:
-            return self.parameter(full, to_tensor(tensor))
-        return self.parameter(f"{full}.{rows.start}", to_tensor(tensor[rows]))
+            return self.parameter(full, tensor)
+        return self.parameter(f"{full}.{rows.start}", tensor[rows])
 
     def packed(
         self, packed: Any, module: Any = None, rank: int = 0
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Return weight, bias and, for a convolution of ``rank``, its geometry."""
         name = packed.name if isinstance(packed, Constant) else self.path(module)
-        raw = packed.raw if isinstance(packed, Constant) else packed
-        weight, bias = raw.unpack()
-        if rank and weight.dim() == rank + 3:  # torch packs conv1d as a conv2d of height 1
-            weight = weight.squeeze(-2)
-        weight_value = self.parameter(f"{name}.weight", to_tensor(weight))
-        bias_value = None if bias is None else self.parameter(f"{name}.bias", to_tensor(bias))
-        if not rank:
-            return weight_value, bias_value, {}
-        geometry: dict[str, Any] = {
-            key: tuple(getattr(raw, key)())[-rank:] for key in ("stride", "padding", "dilation")
+        raw: Packed = packed.raw if isinstance(packed, Constant) else packed
+        weight = raw.weight
+        if rank and len(weight.shape) == rank + 3:  # torch packs conv1d as a conv2d of height 1
+            assert isinstance(weight, QTensor)
+            weight = weight.with_int_repr(weight.int_repr.squeeze(-2))
+        weight_value = self.parameter(f"{name}.weight", weight)
+        bias_value = None if raw.bias is None else self.parameter(f"{name}.bias", raw.bias)
+        geometry = {
+            key: value[-rank:] if isinstance(value, tuple) else value
+            for key, value in raw.geometry.items()
         }
-        geometry["groups"] = raw.groups()
-        if raw.transpose():
-            geometry["output_padding"] = tuple(raw.output_padding())[-rank:]
-        return weight_value, bias_value, geometry
+        return weight_value, bias_value, geometry if rank else {}
 
     def rule_of(self, module: Any) -> Rule:
-        """Return the rule of a module by its class, or as an observer or fake-quant."""
-        name = qualified_name(module)
-        rule = MODULES.get(name) or QUANTIZED_MODULES.get(name)
+        """Return the rule of a module: its own, of its class, or of an observer or fake-quant."""
+        own = getattr(type(module), "emit", None)
+        if own is not None:
+            return lambda b, module, *args, **kwargs: module.emit(b, *args, **kwargs)
+        rule = MODULES.get(module.kind) or QUANTIZED_MODULES.get(module.kind)
         if rule is not None:
             return rule
-        bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
-        if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
+        if module.role == "fake_quantize":
             return fake_quantize
-        if "torch.ao.quantization.observer.ObserverBase" in bases:
+        if module.role == "observer":
             return observe
-        raise UnsupportedError(f"module {name}")
+        raise UnsupportedError(f"module {module.kind}")
 
     def stateful(self, module: Any) -> str:
         """Add an observer or fake-quant with its state; return its path."""
         path = self.path(module)
         if path not in self.graph.modules:
-            config = {
-                key: self._plain(value)
-                for key, value in vars(module).items()
-                if not key.startswith("_") and key not in ("training", "activation_post_process")
-            }
-            inner = getattr(module, "activation_post_process", None)
-            if inner is not None:
-                config["observer"] = qualified_name(inner)
-                config |= {
-                    f"observer.{key}": self._plain(value)
-                    for key, value in vars(inner).items()
-                    if not key.startswith("_") and key != "training"
-                }
-            config = {key: value for key, value in config.items() if value is not NotImplemented}
-            state = {
-                # A copy: torch goes on calibrating, and cannot resize what NumPy sees.
-                key: np.asarray(to_tensor(value.clone()))
-                for key, value in module.state_dict().items()
-                if isinstance(value, self._torch.Tensor)
-            }
-            self.graph.modules[path] = Module(qualified_name(module), config, state)
+            self.graph.modules[path] = flat(module)
         return path
 
-    def _plain(self, value: Any) -> Any:
-        if isinstance(value, self._torch.dtype):
-            name = str(value).removeprefix("torch.")
-            return DTYPES.get(name, name)
-        if isinstance(value, self._torch.qscheme):
-            return str(value).removeprefix("torch.")
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        return NotImplemented
+
+def flat(module: Any) -> Module:
+    """Return an observer or fake-quant as one record, with the observer in it flattened."""
+    config, state = dict(module.config), dict(module.state)
+    for name, part in module.parts.items():
+        config["observer"] = part.kind
+        config |= {f"observer.{key}": value for key, value in part.config.items()}
+        state |= {f"{name}.{key}": value for key, value in part.state.items()}
+    config = {key: _written(value) for key, value in config.items()}
+    kept = {key: value for key, value in config.items() if value is not NotImplemented}
+    return Module(module.kind, kept, state, role=module.role)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, QScheme):
+        return str(value)
+    plain = value is None or isinstance(value, bool | int | float | str | DType)
+    return value if plain else NotImplemented
 
 
 @dataclass
 class _Import:
-    """One import in progress: the FX graph, the values found so far, and what failed."""
+    """One import in progress: the program, the values found so far, and what failed."""
 
-    module: Any
+    program: Program
     builder: FxBuilder
-    names: dict[Any, str]
-    scopes: dict[str, tuple[str, Any]]
-    env: dict[Any, Any] = field(default_factory=dict)
+    env: dict[Call, Any] = field(default_factory=dict)
     memory: dict[str, str] = field(default_factory=dict)  # whose memory a view's value shares
     copies: dict[str, str] = field(default_factory=dict)  # of which value it is the same tensor
     failures: list[str] = field(default_factory=list)
 
     def argument(self, value: Any) -> Any:
-        """Replace FX nodes by what they stand for, and torch's types by ours."""
-        torch = self.builder._torch
-        if isinstance(value, torch.fx.Node):
-            return self.env[value]
-        if isinstance(value, slice):
-            return slice(*map(self.argument, (value.start, value.stop, value.step)))
-        if isinstance(value, torch.Size | tuple):
-            return tuple(map(self.argument, value))
-        if isinstance(value, list):
-            return list(map(self.argument, value))
-        if isinstance(value, dict):
-            return {key: self.argument(part) for key, part in value.items()}
-        if isinstance(value, torch.dtype):
-            name = str(value).removeprefix("torch.")
-            if name not in DTYPES:
-                raise UnsupportedError(f"dtype {name}")
-            return DTYPES[name]
-        if isinstance(value, torch.memory_format | torch.device):
-            return str(value).removeprefix("torch.")
-        return value
+        """Replace calls by what they stand for."""
+        return each(value, self.env.__getitem__)
 
-    def origin(self, node: Any) -> Origin:
-        """Return where a node came from, in torch's terms."""
-        stack = node.meta.get("nn_module_stack") or {}
-        scope = tuple(
-            Scope(path, f"{kind.__module__}.{kind.__qualname__}")
-            for path, kind in stack.values()
-            if isinstance(kind, type)
-        )
-        if node.op == "call_module":
-            target = qualified_name(self.module.get_submodule(node.target))
-            enclosing = scope[:-1] if scope and scope[-1].path == node.target else scope
-            return Origin(node.op, target, node.name, node.target, enclosing)
-        target = node.target
-        if node.op == "call_function":
-            target = _function_name(target, self.names)
-        path = scope[-1].path if scope else self.scopes.get(node.name, ("", None))[0]
-        return Origin(node.op, target, node.name, path, scope)
+    def origin(self, call: Call) -> Origin:
+        """Return where a call came from, in torch's terms."""
+        stack = call.notes.get("stack", ())
+        scope = tuple(Scope(owner.path, owner.kind) for owner in stack)
+        if call.kind == "call_module":
+            target = self.program.root.get(call.target).kind
+            enclosing = scope[:-1] if scope and scope[-1].path == call.target else scope
+            return Origin(call.kind, target, call.name, call.target, enclosing)
+        path = scope[-1].path if scope else call.owner.path if call.owner else ""
+        return Origin(call.kind, call.target, call.name, path, scope)
 
-    def fail(self, node: Any, reason: str) -> None:
-        """Note a node that cannot be imported."""
-        where = node.target if node.op == "call_module" else node.name
+    def fail(self, node: Call, reason: str) -> None:
+        """Note a call that cannot be imported."""
+        where = node.target if node.kind == "call_module" else node.name
         self.failures.append(f"{where}: {reason}")
         self.env[node] = _Poison()
 
-    def run(self, node: Any) -> None:
-        """Import one node."""
+    def run(self, call: Call) -> None:
+        """Import one call."""
         b = self.builder
-        if node.op == "get_attr":
+        if call.kind == "get_attr":
             try:
-                found = operator.attrgetter(node.target)(self.module)
+                self.env[call] = Constant(call.target, self.program.root.get(call.target))
             except AttributeError:
-                self.fail(node, f"the module has no attribute {node.target!r}")
-            else:
-                self.env[node] = Constant(node.target, found)
+                self.fail(call, f"the module has no attribute {call.target!r}")
             return
         try:
-            args = self.argument(tuple(node.args))
-            kwargs = self.argument(dict(node.kwargs))
-            rule = self.rule(node)
+            args = self.argument(call.args)
+            kwargs = self.argument(call.kwargs)
+            rule = self.rule(call)
             if _contains((args, kwargs), _Poison):
-                self.env[node] = _Poison()
+                self.env[call] = _Poison()
                 return
             if rule is None:
-                self.env[node] = self.evaluate(node, args, kwargs)
+                self.env[call] = self.evaluate(call, args, kwargs)
                 return
-            b.open(self.origin(node))
+            b.open(self.origin(call))
             first = len(b.graph.nodes)
             result = rule(b, *b.operand(args), **b.operand(kwargs))
-            self.env[node] = b.close(node.name, result)
+            self.env[call] = b.close(call.name, result)
             self.note_views(b.graph.nodes[first:])
-            if _is_in_place(node, self.module):
+            if _is_in_place(call, self.program.root):
                 changed = args[0] if args else kwargs.get("input")
-                self.refuse_changed_views(node, changed)
-                self.rebind(changed, self.env[node])
+                self.refuse_changed_views(call, changed)
+                self.rebind(changed, self.env[call])
         except UnsupportedError as error:
-            self.fail(node, str(error))
+            self.fail(call, str(error))
         except RefquantError as error:
-            raise type(error)(f"node {node.name}: {error}") from None
+            raise type(error)(f"node {call.name}: {error}") from None
         except _MISUSE as error:
             reason = str(error).strip().split("\n")[0]
-            self.fail(node, f"{node.target} called in a form that is not known ({reason})")
+            self.fail(call, f"{call.target} called in a form that is not known ({reason})")
 
-    def rule(self, node: Any) -> Rule | None:
-        """Return the rule of a node, or None if it computes on constants only."""
-        if node.op == "call_module":
-            module = self.module.get_submodule(node.target)
+    def rule(self, call: Call) -> Rule | None:
+        """Return the rule of a call, or None if it computes on constants only."""
+        if call.kind == "call_module":
+            module = self.program.root.get(call.target)
             of_class = self.builder.rule_of(module)
             return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
-        if not _contains(self.inputs_of(node), Value | Constant | _Poison):
+        if not _contains(self.inputs_of(call), Value | Constant | _Poison):
             return None
-        if node.op == "call_method":
-            name = node.target
-            table = METHODS
-        else:
-            name = _function_name(node.target, self.names)
-            table = FUNCTIONS
-        found = table.get(name) or table.get(name.removesuffix("_"))
-        if found is None and _contains(self.inputs_of(node), Value | _Poison):
-            raise UnsupportedError(f"{node.op} {name}")
+        table = METHODS if call.kind == "call_method" else FUNCTIONS
+        found = table.get(call.target) or table.get(call.target.removesuffix("_"))
+        if found is None and _contains(self.inputs_of(call), Value | _Poison):
+            raise UnsupportedError(f"{call.kind} {call.target}")
         return found
 
-    def inputs_of(self, node: Any) -> list[Any]:
-        """Return what the node's direct inputs stand for."""
-        return [self.env[source] for source in node.all_input_nodes]
+    def inputs_of(self, call: Call) -> list[Any]:
+        """Return what the call's direct inputs stand for."""
+        return [self.env[source] for source in call.inputs]
 
-    def evaluate(self, node: Any, args: Any, kwargs: Any) -> Any:
-        """Compute a node that depends on no activation: shape arithmetic, tables."""
-        torch = self.builder._torch
-        if node.op == "call_function" and node.target is torch._assert:
+    def evaluate(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Compute a call that depends on no activation: shape arithmetic, tables."""
+        if call.target == "torch._assert":
             FUNCTIONS["torch._assert"](self.builder, *args, **kwargs)
             return None
-        raw_args, raw_kwargs = _raw(self.restore(args)), _raw(self.restore(kwargs))
-        if node.op == "call_method":
-            receiver, *rest = raw_args
-            result = getattr(receiver, node.target)(*rest, **raw_kwargs)
-        else:
-            result = node.target(*raw_args, **raw_kwargs)
-        return Constant(node.name, result) if isinstance(result, torch.Tensor) else result
-
-    def restore(self, value: Any) -> Any:
-        """Turn our dtypes back into torch's, to call torch with them."""
-        if isinstance(value, DType):
-            return getattr(self.builder._torch, value.name)
-        if isinstance(value, tuple | list):
-            return rebuild(value, map(self.restore, value))
-        if isinstance(value, dict):
-            return {key: self.restore(part) for key, part in value.items()}
-        return value
+        module, _, name = call.target.rpartition(".")
+        raw_args, raw_kwargs = _raw(args), _raw(kwargs)
+        if module in ("operator", "math", "builtins") and not _contains(args, Constant):
+            return getattr(importlib.import_module(module), name)(*raw_args, **raw_kwargs)
+        result = call_torch(call.kind, call.target, raw_args, raw_kwargs)
+        is_tensor = isinstance(result, np.ndarray | QTensor)
+        return Constant(call.name, result) if is_tensor else result
 
     def note_views(self, nodes: list[Node]) -> None:
         """Note which results may share the memory of their operand."""
@@ -339,12 +263,12 @@ class _Import:
                     if node.op in ("aten::alias", "aten::dropout"):
                         self.copies[value.name] = self.copies.get(name, name)
 
-    def refuse_changed_views(self, node: Any, changed: Any) -> None:
+    def refuse_changed_views(self, node: Call, changed: Any) -> None:
         """Refuse a change in place that another view of the same memory shows later."""
         if not isinstance(changed, Value):
             return
         memory = self.memory.get(changed.name, changed.name)
-        order = {n: i for i, n in enumerate(node.graph.nodes)}
+        order = {n: i for i, n in enumerate(self.program)}
         for other, value in self.env.items():
             if not isinstance(value, Value) or self.is_same(value, changed) or other is node:
                 continue
@@ -399,16 +323,15 @@ def _raw(value: Any) -> Any:
     return {key: _raw(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
+_IN_PLACE = frozenset(f"operator.i{name}" for name in ("add", "sub", "mul", "truediv", "pow"))
 
 
-def _is_in_place(node: Any, root: Any) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+def _is_in_place(call: Call, root: Module) -> bool:
+    if call.kind == "call_module":
+        return bool(getattr(root.get(call.target), "inplace", False))
+    name = call.target.rpartition(".")[2]
     changes_itself = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
-    in_place_operator = node.target in _IN_PLACE
-    return bool(node.kwargs.get("inplace", False)) or changes_itself or in_place_operator
+    return bool(call.kwargs.get("inplace", False)) or changes_itself or call.target in _IN_PLACE
 
 
 def from_fx(
@@ -448,41 +371,54 @@ def from_fx(
     if batch is not None and (not batch.isidentifier() or batch in RESERVED):
         raise VerifyError(f"from_fx: batch must be a plain name such as 'N', got {batch!r}")
     arrays = as_arrays(example_inputs)
-    module, scopes = trace(model)
-    types = [type_of(array) for array in arrays]
+    program = capture_graph_module(model) if is_graph_module(model) else capture(model)
+    return graph_of(program, tuple(map(type_of, arrays)), target=target, batch=batch)
+
+
+def graph_of(
+    program: Program, types: Sequence[TensorType], *, target: str = "fbgemm", batch: str | None
+) -> Graph:
+    """Return the dataflow graph of a program.
+
+    Parameters
+    ----------
+    program : Program
+        In whatever state of quantization.
+    types : sequence of TensorType
+        Of its inputs.
+    target, batch
+        See :func:`from_fx`.
+    """
     if batch is not None and _share_batch(types):
         symbolic = [TensorType(t.dtype, (Dim(batch), *t.shape[1:]), t.qparams) for t in types]
         try:
-            return _import(module, scopes, symbolic, target)
+            return _import(program, symbolic, target)
         except (VerifyError, UnsupportedError):
             pass  # the fixed batch below tells whether the symbol or the model is at fault
-    return _import(module, scopes, types, target)
+    return _import(program, types, target)
 
 
-def _share_batch(types: list[TensorType]) -> bool:
-    return all(t.shape and t.shape[0] == types[0].shape[0] for t in types)
+def _share_batch(types: Sequence[TensorType]) -> bool:
+    return bool(types) and all(t.shape and t.shape[0] == types[0].shape[0] for t in types)
 
 
-def _import(
-    module: Any, scopes: dict[str, tuple[str, Any]], types: list[TensorType], target: str
-) -> Graph:
-    torch = require_torch()
-    builder = FxBuilder(module)
-    job = _Import(module, builder, _function_names(torch), scopes)
+def _import(program: Program, types: Sequence[TensorType], target: str) -> Graph:
+    builder = FxBuilder(program.root)
+    job = _Import(program, builder)
     remaining = list(types)
     returned: Any = None
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
+    for call in program:
+        if call.kind == "placeholder":
             if remaining:
-                job.env[node] = builder.input(node.name, remaining.pop(0))
-            elif node.args:
-                job.env[node] = node.args[0]
+                job.env[call] = builder.input(call.name, remaining.pop(0))
+            elif call.args:
+                job.env[call] = call.args[0]
             else:
-                raise VerifyError(f"from_fx: example_inputs has no value for input {node.name}")
-        elif node.op == "output":
-            returned = node.args[0]
+                raise VerifyError(f"from_fx: example_inputs has no value for input {call.name}")
+        elif call.kind == "output":
+            returned = call.args[0]
         else:
-            job.run(node)
+            job.run(call)
     if remaining:
         raise VerifyError(f"from_fx: {len(remaining)} example_inputs too many")
     if job.failures:
@@ -512,6 +448,7 @@ def _import(
     graph.returns = arrange(returned)
     graph.outputs = tuple(outputs)
     builder.drop_unused_parameters()
-    graph.provenance = {"torch": torch.__version__, "target": target}
+    graph.provenance = {"torch": TORCH_VERSION, "target": target}
+    graph.program = program
     graph.verify()
     return graph

@@ -6,6 +6,7 @@ The only file that imports torch, and only when one of its functions is called.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.target import Target
-from refquant.ir.types import DTYPES
+from refquant.ir.types import DTYPES, DType
 from refquant.kernels.layout import is_channels_last
 
 TORCH_VERSION = "2.13.0"
@@ -70,22 +71,40 @@ def to_tensor(tensor: Any) -> Tensor:
     )
 
 
-def trace(model: Any) -> tuple[Any, dict[str, tuple[str, Any]]]:
-    """Trace a module with the leaf rules of torch's quantization tracer."""
-    torch = require_torch()
-    if isinstance(model, torch.fx.GraphModule):
-        return model, {}
-    from torch.ao.quantization.fx.tracer import QuantizationTracer
+def is_graph_module(model: Any) -> bool:
+    """Whether a torch module is traced already."""
+    return isinstance(model, require_torch().fx.GraphModule)
 
-    tracer = QuantizationTracer([], [])
-    try:
-        graph = tracer.trace(model)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise VerifyError(
-            f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
-        ) from None
-    return torch.fx.GraphModule(model, graph), tracer.node_name_to_scope
+
+def call_torch(kind: str, target: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Compute a function or method of constants with torch.
+
+    Parameters
+    ----------
+    kind : str
+        ``call_function`` or ``call_method``.
+    target : str
+        Name of the function, or of the method of the first argument.
+    """
+    torch = require_torch()
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, DType):
+            return getattr(torch, value.name)
+        if isinstance(value, np.ndarray | QTensor):
+            return to_torch(value)
+        if isinstance(value, tuple | list):
+            return type(value)(map(restore, value))
+        return {k: restore(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    args, kwargs = restore(list(args)), restore(dict(kwargs))
+    if kind == "call_method":
+        result = getattr(args[0], target)(*args[1:], **kwargs)
+    else:
+        module, _, name = target.rpartition(".")
+        owner = torch if module == "torch" else importlib.import_module(module)
+        result = getattr(owner, name)(*args, **kwargs)
+    return to_tensor(result.clone()) if isinstance(result, torch.Tensor) else result
 
 
 def as_arrays(example_inputs: Any) -> list[Tensor]:
@@ -157,6 +176,12 @@ def to_torch_state_dict(state_dict: Mapping[str, Array]) -> Any:
     return tensors
 
 
+def _trace(module: Any) -> Any:
+    from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+    return QuantizationTracer([], []).trace(module)
+
+
 def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Tensor]:
     """Run a torch model and return the value of every node by its name.
 
@@ -186,7 +211,9 @@ def record_fx(model: Any, inputs: Sequence[Any], target: Target) -> dict[str, Te
     try:
         torch.set_num_threads(target.threads)
         torch.backends.quantized.engine = str(target.engine)
-        module, _ = trace(copy.deepcopy(model))
+        module = copy.deepcopy(model)
+        if not is_graph_module(module):
+            module = torch.fx.GraphModule(module, _trace(module))
         with torch.no_grad():
             Recorder(module).run(*(to_torch(array) for array in as_arrays(inputs)))
     finally:

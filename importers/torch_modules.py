@@ -14,6 +14,7 @@ from refquant.importers.builder import Rule
 from refquant.importers.rules import TorchBuilder, evaluation_only, only
 from refquant.importers.torch_functions import COMMON, FUNCTIONS
 from refquant.ir.graph import Value
+from refquant.ir.names import canonical
 
 Mod = Any
 
@@ -214,11 +215,6 @@ def sequential(b: TorchBuilder, module: Mod, input: Any) -> Any:
     return input
 
 
-def qualified_name(module: Mod) -> str:
-    """Return the qualified name of a module's class."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
 # ---- tables
 
 _ACTIVATION: dict[str, Rule] = {
@@ -329,4 +325,6 @@ _FLOAT: dict[str, Rule] = {
     },
 }
 
-MODULES: dict[str, Rule] = {f"torch.nn.modules.{name}": rule for name, rule in _FLOAT.items()}
+MODULES: dict[str, Rule] = {
+    canonical(f"torch.nn.modules.{name}"): rule for name, rule in _FLOAT.items()
+}

@@ -21,6 +21,7 @@ from refquant.importers.torch_modules import (
     sequential,
 )
 from refquant.ir.graph import Value
+from refquant.ir.names import canonical
 from refquant.ir.types import DTYPES
 
 _RANKS = (1, 2, 3)
@@ -50,7 +51,7 @@ def quantized_linear_dynamic(op: str) -> Rule:
 
     def rule(b: TorchBuilder, module: Mod, input: Value) -> Value:
         params = module._packed_params
-        only(str(params.dtype) == "torch.qint8", f"dynamic Linear with {params.dtype}")
+        only(str(params.dtype) == "qint8", f"dynamic Linear with {params.dtype}")
         weight, bias, _ = b.packed(params._packed_params, module)
         return b.emit(op, input, weight, bias, reduce_range=True)
 
@@ -134,7 +135,7 @@ def quantized_norm(op: str, name: str | None) -> Rule:
 
 def quantize(b: TorchBuilder, module: Mod, input: Value) -> Value:
     """``nnq.Quantize``."""
-    dtype = DTYPES[str(module.dtype).removeprefix("torch.")]
+    dtype = module.dtype
     return q.quantize_per_tensor(b, input, module.scale, module.zero_point, dtype)
 
 
@@ -149,7 +150,7 @@ def reference_weight(b: TorchBuilder, module: Mod) -> Value:
     scheme = str(module.weight_qscheme)
     if scheme == "None":
         return weight
-    dtype = DTYPES[str(module.weight_dtype).removeprefix("torch.")]
+    dtype = module.weight_dtype
     decomposed = bool(module.is_decomposed)
     if "per_channel" in scheme:
         scale, zero = b.of(module, "weight_scale"), b.of(module, "weight_zero_point")
@@ -187,7 +188,7 @@ def reference_weight(b: TorchBuilder, module: Mod) -> Value:
 
 def _weight_range(module: Mod) -> dict[str, Any]:
     names = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-    name = str(module.weight_dtype).removeprefix("torch.")
+    name = str(module.weight_dtype)
     return {
         "quant_min": module.weight_quant_min,
         "quant_max": module.weight_quant_max,
@@ -355,7 +356,7 @@ _QAT: dict[str, Rule] = {
 _FUSED = "torch.ao.nn.intrinsic.modules.fused"
 _NNIQ = "torch.ao.nn.intrinsic.quantized.modules"
 
-QUANTIZED_MODULES: dict[str, Rule] = {
+_ALL: dict[str, Rule] = {
     **_in("torch.ao.nn.quantized.modules", _NNQ),
     "torch.ao.nn.quantized.modules.Quantize": quantize,
     "torch.ao.nn.quantized.modules.DeQuantize": dequantize,
@@ -388,3 +389,5 @@ QUANTIZED_MODULES: dict[str, Rule] = {
     "torch.ao.quantization.stubs.QuantStub": identity,
     "torch.ao.quantization.stubs.DeQuantStub": identity,
 }
+
+QUANTIZED_MODULES = {canonical(name): rule for name, rule in _ALL.items()}

@@ -2,7 +2,8 @@
 
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.file import load
-from refquant.ir.graph import Graph, Module, Node, Origin, Result, Value
+from refquant.ir.graph import Graph, Node, Origin, Result, Value
+from refquant.ir.module import Module
 from refquant.ir.op import OPS, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target

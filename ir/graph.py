@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
+from refquant.ir.module import Module
+from refquant.ir.program import Program
+from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import DType, Size, TensorType
 
@@ -76,25 +78,6 @@ class Node:
         return f"{self.name} ({self.op})"
 
 
-@dataclass
-class Module:
-    """State that outlives a run: an observer or a fake-quant.
-
-    Parameters
-    ----------
-    kind : str
-        torch's qualified class name.
-    config : dict
-        What it was constructed with.
-    state : dict of arrays
-        Its state, under torch's ``state_dict`` names.
-    """
-
-    kind: str
-    config: dict[str, Attribute] = field(default_factory=dict)
-    state: dict[str, Array] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Absent:
     """A tensor of which only the type and the digest are known, as in a parsed text."""
@@ -130,6 +113,8 @@ class Graph:
         Stateful modules by path.
     provenance : dict of str
         Facts about where the model came from, such as the torch version and the target.
+    program : Program, optional
+        The calls that the graph was made from, which graph mode works on.
     """
 
     inputs: list[Value] = field(default_factory=list)
@@ -139,6 +124,7 @@ class Graph:
     parameters: dict[str, Tensor | Absent] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+    program: Program | None = field(default=None, repr=False)
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, *inputs: Tensor, executor: Executor = "fast") -> Any:

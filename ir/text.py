@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.graph import Absent, Attribute, Graph, Module, Node, Origin, Scope, Value
+from refquant.ir.graph import Absent, Attribute, Graph, Node, Origin, Scope, Value
+from refquant.ir.module import Module
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.types import DTYPES, Dim, DType, QParams, Shape, TensorType
 

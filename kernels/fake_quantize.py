@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.graph import Module
+from refquant.ir.module import Module
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType

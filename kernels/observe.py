@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refquant.ir.graph import Module
+from refquant.ir.module import Module
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import Tensor
 from refquant.ir.types import TensorType

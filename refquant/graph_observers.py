@@ -8,7 +8,8 @@ from typing import Any
 
 from refquant import fake_quantize, observer
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.graph import Graph, Module
+from refquant.ir.graph import Graph
+from refquant.ir.module import Module
 from refquant.ir.qtensor import Array
 from refquant.ir.types import QScheme
 from refquant.stateful import StateDict, Stateful

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from refquant.ir.graph import Graph, Module, Node, Origin, Scope, Value
+from refquant.ir.graph import Graph, Node, Origin, Scope, Value
+from refquant.ir.module import Module
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.types import (

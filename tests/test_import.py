@@ -311,7 +311,7 @@ def test_origin_tells_path_class_and_scope() -> None:
     origin = graph.nodes[0].origin
     assert origin is not None
     assert (origin.kind, origin.path) == ("call_module", "0.0")
-    assert origin.target == "torch.nn.modules.conv.Conv2d"
+    assert origin.target == "torch.nn.Conv2d"
     assert [scope.path for scope in origin.scope] == ["0"]
     assert list(graph.parameters) == ["0.0.weight", "0.0.bias"]
 

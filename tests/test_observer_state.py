@@ -26,7 +26,8 @@ from refquant import fake_quantize, observer
 from refquant.graph_observers import get_observer_dict, observer_of
 from refquant.importers import from_fx, to_torch_state_dict
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.graph import Graph, Module
+from refquant.ir.graph import Graph
+from refquant.ir.module import Module
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 

@@ -1,0 +1,226 @@
+"""From torch to a program: the traced calls and the module tree, with arrays of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from refquant.importers.fx_torch import require_torch, to_tensor
+from refquant.importers.torch_config import from_torch_config
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.module import Module, Packed
+from refquant.ir.names import canonical, object_type
+from refquant.ir.program import Call, Owner, Program
+from refquant.ir.qtensor import QTensor, Tensor
+from refquant.ir.types import DTYPES, QScheme
+
+_NOTHING = object()
+# Private attributes that the arithmetic depends on.
+_PRIVATE = ("_reversed_padding_repeated_twice", "_qkv_same_embed_dim")
+
+
+def capture(
+    model: Any, leaf_names: Collection[str] = (), leaf_classes: Collection[Any] = ()
+) -> Program:
+    """Trace a module with the leaf rules of torch's quantization tracer.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Nothing in it is changed, and the program shares no memory with it.
+    leaf_names, leaf_classes : collections
+        Modules not to trace into, by path or by exact class (as such or by name).
+
+    Raises
+    ------
+    VerifyError
+        If it is no module, or cannot be traced.
+    """
+    torch = require_torch()
+    from_tracer = _Tracer(torch, leaf_names, {object_type(kind) for kind in leaf_classes})
+    try:
+        graph = from_tracer.trace(model)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise VerifyError(
+            f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
+        ) from None
+    return _program(model, graph, from_tracer.node_name_to_scope)
+
+
+def capture_graph_module(model: Any) -> Program:
+    """Return the program of a GraphModule as it stands, without tracing it again."""
+    return _program(model, model.graph, {})
+
+
+def _Tracer(torch: Any, leaf_names: Collection[str], leaf_classes: Collection[str]) -> Any:  # noqa: N802
+    from torch.ao.quantization.fx.tracer import QuantizationTracer
+
+    class Tracer(QuantizationTracer):  # type: ignore[misc]
+        def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
+            known = super().is_leaf_module(m, module_qualified_name)
+            return known or object_type(type(m)) in leaf_classes
+
+    return Tracer(list(leaf_names), [])
+
+
+def _program(model: Any, graph: Any, scopes: dict[str, tuple[str, Any]]) -> Program:
+    modules = _Modules()
+    program = Program(modules.module(model))
+    names = graph._graph_namespace
+    program._names, program._counts = set(names._used_names), dict(names._base_count)
+    same: dict[Any, Call] = {}
+    arguments = _Arguments(same)
+    for node in graph.nodes:
+        target = node.target if isinstance(node.target, str) else object_type(node.target)
+        call = Call(program, node.op, target, node.name)
+        program._link(call, program._end)
+        call.set_arguments(arguments.plain(tuple(node.args)), arguments.plain(dict(node.kwargs)))
+        if node.name in scopes:
+            path, kind = scopes[node.name]
+            call.owner = Owner(path, None if kind is None else object_type(kind))
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            call.notes["stack"] = tuple(
+                Owner(path, object_type(kind))
+                for path, kind in stack.values()
+                if isinstance(kind, type)
+            )
+        same[node] = call
+    observed = getattr(model, "meta", {}).get("_observed_graph_module_attrs")
+    if observed is not None:
+        program.meta["observed"] = observed
+    return program
+
+
+class _Arguments:
+    """Arguments of FX nodes with calls for nodes and our types for torch's."""
+
+    def __init__(self, same: dict[Any, Call]) -> None:
+        self.torch = require_torch()
+        self.same = same
+
+    def plain(self, value: Any) -> Any:
+        torch = self.torch
+        if isinstance(value, torch.fx.Node):
+            return self.same[value]
+        if isinstance(value, slice):
+            return slice(*map(self.plain, (value.start, value.stop, value.step)))
+        if isinstance(value, torch.Size):
+            return tuple(map(self.plain, value))
+        if isinstance(value, tuple):
+            return tuple(map(self.plain, value))
+        if isinstance(value, list):
+            return [*map(self.plain, value)]
+        if isinstance(value, dict):
+            return {key: self.plain(part) for key, part in value.items()}
+        if isinstance(value, torch.Tensor):
+            return to_tensor(value.clone())
+        found = plain_value(value)
+        return value if found is _NOTHING else found
+
+
+def plain_value(value: Any) -> Any:
+    """Return a plain attribute or literal in our types, or ``_NOTHING``."""
+    torch = require_torch()
+    if value is None or isinstance(value, bool | int | float | str | complex):
+        return value
+    if value is Ellipsis:
+        return value
+    if isinstance(value, torch.dtype):
+        name = str(value).removeprefix("torch.")
+        return DTYPES.get(name, name)
+    if isinstance(value, torch.qscheme):
+        return QScheme(str(value).removeprefix("torch."))
+    if isinstance(value, torch.memory_format | torch.device | torch.layout):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, tuple | list):
+        parts = [plain_value(part) for part in value]
+        return _NOTHING if any(part is _NOTHING for part in parts) else type_of_sequence(value)(parts)
+    return _NOTHING
+
+
+def type_of_sequence(value: Any) -> Any:
+    """Return list or tuple, also for torch's own sequences."""
+    return list if isinstance(value, list) else tuple
+
+
+class _Modules:
+    """torch modules as modules of ours; one used twice stays one."""
+
+    def __init__(self) -> None:
+        self.torch = require_torch()
+        self.same: dict[int, Module] = {}
+
+    def module(self, module: Any) -> Module:
+        torch = self.torch
+        if id(module) in self.same:
+            return self.same[id(module)]
+        made = Module(_kind(module), training=module.training, role=_role(module))
+        self.same[id(module)] = made
+        for name, value in vars(module).items():
+            hidden = name.startswith("_") and name not in _PRIVATE
+            if name == "training" or (
+                hidden and not isinstance(value, torch.ScriptObject | torch.Tensor)
+            ):
+                continue
+            if name == "qconfig":
+                made.config[name] = None if value is None else from_torch_config(value)
+            elif isinstance(value, torch.ScriptObject):
+                made.state[name] = packed_parameters(value)
+            elif isinstance(value, torch.Tensor):
+                made.state[name] = to_tensor(value.clone())
+            elif (plain := plain_value(value)) is not _NOTHING:
+                made.config[name] = plain
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                # A copy: the model may be trained on, and torch cannot resize what NumPy sees.
+                made.state[name] = None if value is None else to_tensor(value.detach().clone())
+        for name, part in module._modules.items():
+            if part is not None:
+                made.parts[name] = self.module(part)
+            else:
+                made.config[name] = None
+        return made
+
+
+def _kind(module: Any) -> str:
+    cls = type(module)
+    parametrized = "torch.nn.utils.parametrize"
+    if cls.__module__ == parametrized or hasattr(module, "parametrizations"):
+        cls = cls.__mro__[1]
+    return canonical(f"{cls.__module__}.{cls.__qualname__}")
+
+
+def _role(module: Any) -> str:
+    bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
+    if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
+        return "fake_quantize"
+    return "observer" if "torch.ao.quantization.observer.ObserverBase" in bases else ""
+
+
+def packed_parameters(packed: Any) -> Packed:
+    """Return what an engine packed: weight, bias and geometry."""
+    name = packed._type().qualified_name().rpartition(".")[2]
+    if name.startswith("Embedding"):
+        return Packed(to_tensor(packed.unpack().clone()), None, {"bits": packed.bit_rate()})
+    if name.startswith("CellParams"):
+        raise UnsupportedError("packed parameters of a recurrent cell")
+    weight, bias = packed.unpack()
+    data = None if bias is None else to_tensor(bias.clone())
+    geometry: dict[str, Any] = {}
+    if name.startswith("Conv"):
+        geometry = {
+            key: tuple(getattr(packed, key)()) for key in ("stride", "padding", "dilation")
+        }
+        geometry["groups"] = packed.groups()
+        if packed.transpose():
+            geometry["output_padding"] = tuple(packed.output_padding())
+    return Packed(_packed_weight(weight), data, geometry)  # type: ignore[arg-type]
+
+
+def _packed_weight(weight: Any) -> Tensor:
+    tensor = to_tensor(weight)
+    if isinstance(tensor, QTensor):
+        return tensor.with_int_repr(tensor.int_repr.copy(order="K"))
+    return tensor.copy(order="K")
