@@ -2,8 +2,12 @@
 
 from typing import Any
 
-_HOME = {"from_fx": "fx", "to_torch_state_dict": "fx_torch"}
-__all__ = ["from_fx", "to_torch_state_dict"]
+_HOME = {
+    "from_fx": "fx",
+    "from_torch_config": "torch_config",
+    "to_torch_state_dict": "fx_torch",
+}
+__all__ = ["from_fx", "from_torch_config", "to_torch_state_dict"]
 
 
 def __getattr__(name: str) -> Any:

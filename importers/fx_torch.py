@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -109,22 +110,27 @@ def call_torch(kind: str, target: str, args: Sequence[Any], kwargs: Mapping[str,
 
 def as_arrays(example_inputs: Any) -> list[Tensor]:
     """Return positional inputs as arrays and QTensors."""
-    torch = require_torch()
-    if isinstance(example_inputs, torch.Tensor | np.ndarray):
+    if is_tensor(example_inputs) or isinstance(example_inputs, np.ndarray | QTensor):
         example_inputs = (example_inputs,)
     if not isinstance(example_inputs, Sequence) or not example_inputs:
         raise VerifyError(
-            "from_fx: example_inputs is missing; give a tuple of tensors or arrays, because "
-            "shapes are not written in a torch module"
+            "example_inputs is missing; give a tuple of tensors or arrays, because shapes are "
+            "not written in a torch module"
         )
     return [
         to_tensor(value)
-        if isinstance(value, torch.Tensor)
+        if is_tensor(value)
         else value
         if isinstance(value, QTensor)
         else np.asarray(value)
         for value in example_inputs
     ]
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor of torch; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def to_torch(tensor: Tensor) -> Any:

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from typing import Any
 
-from refquant.importers.fx_torch import require_torch, to_tensor
+from refquant.importers.fx_torch import as_arrays, require_torch, to_tensor
 from refquant.importers.torch_config import from_torch_config
-from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.module import Module, Packed
 from refquant.ir.names import canonical, object_type
+from refquant.ir.packed_cell import PackedCell
 from refquant.ir.program import Call, Owner, Program
-from refquant.ir.qtensor import QTensor, Tensor
-from refquant.ir.types import DTYPES, QScheme
+from refquant.ir.qtensor import QTensor, Tensor, type_of
+from refquant.ir.types import DTYPES, QScheme, TensorType
 
 _NOTHING = object()
 # Private attributes that the arithmetic depends on.
 _PRIVATE = ("_reversed_padding_repeated_twice", "_qkv_same_embed_dim")
 
 
+def is_torch_module(model: Any) -> bool:
+    """Whether a model is torch's; torch is not imported to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def as_types(example_inputs: Any) -> tuple[TensorType, ...]:
+    """Return the types of example inputs; none if there are none."""
+    if example_inputs is None or (isinstance(example_inputs, tuple) and not example_inputs):
+        return ()
+    return tuple(map(type_of, as_arrays(example_inputs)))
+
+
 def capture(
-    model: Any, leaf_names: Collection[str] = (), leaf_classes: Collection[Any] = ()
+    model: Any,
+    leaf_names: Collection[str] = (),
+    leaf_classes: Collection[Any] = (),
+    *,
+    swap_float_functional: bool = False,
 ) -> Program:
     """Trace a module with the leaf rules of torch's quantization tracer.
 
@@ -30,6 +49,8 @@ def capture(
         Nothing in it is changed, and the program shares no memory with it.
     leaf_names, leaf_classes : collections
         Modules not to trace into, by path or by exact class (as such or by name).
+    swap_float_functional : bool
+        Trace ``FloatFunctional`` as the plain operators it stands for, as graph mode does.
 
     Raises
     ------
@@ -38,14 +59,34 @@ def capture(
     """
     torch = require_torch()
     from_tracer = _Tracer(torch, leaf_names, {object_type(kind) for kind in leaf_classes})
+    swapped = _swap_float_functional(torch, model) if swap_float_functional else []
     try:
         graph = from_tracer.trace(model)
+        return _program(model, graph, from_tracer.node_name_to_scope)
+    except RefquantError:
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise VerifyError(
             f"{type(model).__name__} cannot be traced by torch.fx: {reason}"
         ) from None
-    return _program(model, graph, from_tracer.node_name_to_scope)
+    finally:
+        for owner, name, original in swapped:
+            owner._modules[name] = original
+
+
+def _swap_float_functional(torch: Any, model: Any) -> list[tuple[Any, str, Any]]:
+    """Replace every FloatFunctional; return what to put back."""
+    quantized = torch.ao.nn.quantized
+    found = [
+        (owner, name, part)
+        for owner in model.modules()
+        for name, part in owner._modules.items()
+        if type(part) is quantized.FloatFunctional
+    ]
+    for owner, name, _ in found:
+        owner._modules[name] = quantized.FXFloatFunctional()
+    return found
 
 
 def capture_graph_module(model: Any) -> Program:
@@ -199,13 +240,13 @@ def _role(module: Any) -> str:
     return "observer" if "torch.ao.quantization.observer.ObserverBase" in bases else ""
 
 
-def packed_parameters(packed: Any) -> Packed:
-    """Return what an engine packed: weight, bias and geometry."""
+def packed_parameters(packed: Any) -> Packed | PackedCell:
+    """Return what an engine packed: weight, bias and geometry, or those of a recurrent cell."""
     name = packed._type().qualified_name().rpartition(".")[2]
     if name.startswith("Embedding"):
-        return Packed(to_tensor(packed.unpack().clone()), None, {"bits": packed.bit_rate()})
+        return Packed(_packed_weight(packed.unpack()), None, {"bits": packed.bit_rate()})
     if name.startswith("CellParams"):
-        raise UnsupportedError("packed parameters of a recurrent cell")
+        return _packed_cell(packed)
     weight, bias = packed.unpack()
     data = None if bias is None else to_tensor(bias.clone())
     geometry: dict[str, Any] = {}
@@ -217,6 +258,16 @@ def packed_parameters(packed: Any) -> Packed:
         if packed.transpose():
             geometry["output_padding"] = tuple(packed.output_padding())
     return Packed(_packed_weight(weight), data, geometry)  # type: ignore[arg-type]
+
+
+def _packed_cell(packed: Any) -> PackedCell:
+    (kind, _, _, flags, parts), _ = packed.__getstate__()
+    if kind not in ("quantized_dynamic", "quantized_fp16"):
+        raise UnsupportedError(f"packed parameters of a recurrent cell of kind {kind}")
+    ih, hh = map(packed_parameters, parts)
+    assert isinstance(ih, Packed)
+    assert isinstance(hh, Packed)
+    return PackedCell(ih, hh, bool(flags[0]) if flags else None)
 
 
 def _packed_weight(weight: Any) -> Tensor:

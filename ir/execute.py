@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -160,6 +160,7 @@ def run(
     executor: Executor,
     record: bool | Collection[str],
     observe: Observe | None,
+    modules: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Result:
     """Run ``graph``; see :meth:`refquant.ir.graph.Graph.run`."""
     sizes = check_inputs(graph, inputs)
@@ -176,9 +177,10 @@ def run(
     for step in plan.steps:
         node = step.node
         operands = [None if value is None else read(value.name) for value in node.inputs]
+        called = modules.get(str(node.attributes.get("module"))) if modules else None
         attributes = attributes_of(graph, node, sizes) if step.bound else node.attributes
         try:
-            results = step.function(*operands, **attributes)
+            results = called(*operands) if called else step.function(*operands, **attributes)
         except RefquantError as error:
             raise type(error)(f"node {node}: {error}") from None
         del operands

@@ -138,6 +138,7 @@ class Graph:
         executor: Executor = "fast",
         record: bool | Collection[str] = False,
         observe: Callable[[Node, tuple[Tensor, ...]], None] | None = None,
+        modules: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> Result:
         """Run the model.
 
@@ -154,6 +155,9 @@ class Graph:
             Which intermediate values to keep; the others are freed after their last use.
         observe : callable, optional
             Called with each node and its results as soon as they are computed.
+        modules : mapping, optional
+            What is called in place of the stateful modules of these paths, such as observers
+            that take note of what they see.
 
         Returns
         -------
@@ -169,7 +173,7 @@ class Graph:
         """
         from refquant.ir.execute import run
 
-        return run(self, inputs, target or self.target, executor, record, observe)
+        return run(self, inputs, target or self.target, executor, record, observe, modules)
 
     @property
     def target(self) -> Target:

@@ -268,22 +268,28 @@ class Program:
             if call.kind == "call_module":
                 yield call, self.root.get(call.target)
 
-    def delete_unused_modules(self) -> None:
-        """Drop the modules that no call reaches."""
-        used = {""}
+    def keep_only_used(self) -> None:
+        """Make a new root that holds only what the calls name, as a new GraphModule does.
+
+        Modules between the root and a called one become plain containers.
+        """
+        new = Module("torch.fx.GraphModule", training=self.root.training)
         for call in self:
             if call.kind not in ("call_module", "get_attr"):
                 continue
-            names = call.target.split(".")
-            used.update(".".join(names[:i]) for i in range(1, len(names) + 1))
-            if call.kind == "call_module":
-                inside = self.root.get(call.target)
-                prefix = call.target
-                if isinstance(inside, Module):
-                    used.update(path for path, _ in inside.named_modules(prefix, shared=True))
-        for path, _ in list(self.root.named_modules()):
-            if path not in used and self.root.has(path):
-                self.root.delete(path)
+            found: Any = self.root
+            owner: Any = new
+            *above, last = call.target.split(".")
+            for name in above:
+                found = getattr(found, name)
+                if name not in owner.parts:
+                    owner.parts[name] = Module("torch.nn.Module", training=True)
+                owner = owner.parts[name]
+                if owner is found:
+                    break  # a called module holds it
+            else:
+                owner.set(last, getattr(found, last))
+        self.root = new
 
     def __str__(self) -> str:
         rows = []

@@ -25,6 +25,11 @@ class FakeQuantizeBase(ABC, HasFactories, Stateful):
         self.register_buffer("fake_quant_enabled", np.array([1], np.uint8))
         self.register_buffer("observer_enabled", np.array([1], np.uint8))
 
+    @property
+    def role(self) -> str:
+        """What a graph calls it for."""
+        return "fake_quantize"
+
     @abstractmethod
     def forward(self, x: Array) -> Array:
         """Observe ``x`` and return it fake-quantized; may fail half-way."""

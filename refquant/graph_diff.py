@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Absent, Graph, Node, Value
+from refquant.ir.program import Program
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.text import digest, format_attribute, format_node
 from refquant.ir.types import Dim, TensorType
@@ -61,27 +63,61 @@ class GraphDiff:
         return "\n".join(lines)
 
 
-def graph_diff(ours: Graph, torch_model: Any) -> GraphDiff:
-    """Compare a graph with a torch GraphModule (or another graph) node for node.
+def graph_diff(ours: Any, torch_model: Any) -> GraphDiff:
+    """Compare a model with a torch GraphModule (or another model) node for node.
 
     Nodes are aligned in order; operands must come from aligned nodes; attributes, types with
     their quantization parameters, constants (by value) and the class, arguments and state of
-    observers must be equal.
+    observers must be equal. Programs are compared call for call, see
+    :func:`~refquant.program_diff.program_diff`.
 
     Parameters
     ----------
-    ours : Graph
-        The graph in question.
-    torch_model : torch.fx.GraphModule, torch.nn.Module or Graph
+    ours : Graph, Program, or a model that has a ``program``
+        The model in question.
+    torch_model : torch.fx.GraphModule, torch.nn.Module, Graph, Program, or what has one
         What it should be.
 
     Returns
     -------
     GraphDiff
         False in a boolean context when the graphs are the same; prints a side by side table.
+
+    Raises
+    ------
+    VerifyError
+        If ``ours`` is no model of refquant, or a program is compared with a graph without one.
     """
-    theirs = torch_model if isinstance(torch_model, Graph) else _import_like(ours, torch_model)
-    return _align(ours, theirs)
+    if isinstance(ours, Graph):
+        theirs = getattr(torch_model, "graph", None)
+        if isinstance(torch_model, Graph):
+            theirs = torch_model
+        return _align(
+            ours, theirs if isinstance(theirs, Graph) else _import_like(ours, torch_model)
+        )
+    from refquant.program_diff import program_diff
+
+    program = ours if isinstance(ours, Program) else getattr(ours, "program", None)
+    if not isinstance(program, Program):
+        raise VerifyError(
+            f"graph_diff: expected a Graph, a Program or a model that has one, "
+            f"got {type(ours).__name__}"
+        )
+    return program_diff(program, _program_of(torch_model))
+
+
+def _program_of(model: Any) -> Program:
+    if isinstance(model, Program):
+        return model
+    program = getattr(model, "program", None)
+    if isinstance(program, Program):
+        return program
+    if isinstance(model, Graph):
+        raise VerifyError("graph_diff: the graph was not made from calls; compare two graphs")
+    from refquant.importers.fx_torch import is_graph_module
+    from refquant.importers.torch_capture import capture, capture_graph_module
+
+    return capture_graph_module(model) if is_graph_module(model) else capture(model)
 
 
 def _import_like(ours: Graph, torch_model: Any) -> Graph:

@@ -23,7 +23,12 @@ from refquant.ir.types import (
     uint16,
 )
 from refquant.kernels.calculate_qparams import F32, FLOAT32_EPS, is_unobserved
-from refquant.kernels.histogram import Histogram, extremes_compiled, observe_compiled
+from refquant.kernels.histogram import (
+    UPSAMPLE,
+    Histogram,
+    extremes_compiled,
+    observe_compiled,
+)
 from refquant.kernels.histogram_search import Search, search_compiled
 from refquant.observer_base import (
     UniformQuantizationObserverBase,
@@ -97,6 +102,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if dtype.is_floating_point:
             raise VerifyError(f"HistogramObserver: dtype must be an integer type, got {dtype}")
         self.bins = bins
+        self.upsample_rate = UPSAMPLE
         self.dst_nbins = _WIDE.get(dtype, 2**8)
         empty = Histogram.empty(bins)
         self.register_buffer("histogram", empty.counts)

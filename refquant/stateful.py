@@ -13,6 +13,10 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.qtensor import Array
 
 
+# Attributes that torch's classes do not have.
+_OWN = ("batches", "elements", "mask", "target")
+
+
 class StateDict(OrderedDict[str, Array]):
     """Arrays under torch's names, with torch's record of the format's version."""
 
@@ -31,6 +35,38 @@ class Stateful:
     def __init__(self) -> None:
         self._buffers: list[str] = []
         self._parts: list[str] = []
+
+    @property
+    def kind(self) -> str:
+        """The public name of torch's class."""
+        return torch_name(type(self))
+
+    @property
+    def role(self) -> str:
+        """What a graph calls it for: ``observer`` or ``fake_quantize``."""
+        return "observer"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Plain attributes."""
+        hidden = {*self._buffers, *self._parts, *_OWN}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not (name.startswith("_") or name in hidden or isinstance(value, np.ndarray))
+        }
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The buffers, and other arrays, by name."""
+        others = [name for name, value in vars(self).items() if isinstance(value, np.ndarray)]
+        names = dict.fromkeys((*self._buffers, *others))
+        return {name: np.asarray(getattr(self, name)) for name in names if name not in _OWN}
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """The observer in a fake-quant."""
+        return {name: getattr(self, name) for name in self._parts}
 
     def register_buffer(self, name: str, value: Array) -> None:
         """Make ``value`` the attribute ``name`` and part of the state."""
@@ -142,3 +178,28 @@ def as_array(value: Any) -> Array:
         return np.asarray(value)
     tensor = value.detach().clone()
     return np.asarray(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)
+
+
+_TORCH_FILES = {
+    "FakeQuantize": "torch.ao.quantization.fake_quantize",
+    "EqualizationObserver": "torch.ao.quantization.fx._equalize",
+    "Observer": "torch.ao.quantization.observer",
+}
+
+
+def torch_name(cls: type) -> str:
+    """Return the name of torch's class that a class of ours is; its own name for a user's.
+
+    Examples
+    --------
+    >>> from refquant.observer import MinMaxObserver
+    >>> torch_name(MinMaxObserver)
+    'torch.ao.quantization.observer.MinMaxObserver'
+    """
+    name = cls.__qualname__
+    if not cls.__module__.startswith("refquant."):
+        return f"{cls.__module__}.{name}"
+    if name == "LearnableFakeQuantize":
+        return f"torch.ao.quantization._learnable_fake_quantize._{name}"
+    place = next(place for end, place in _TORCH_FILES.items() if name.endswith(end))
+    return f"{place}.{name}"

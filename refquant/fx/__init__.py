@@ -1,0 +1,1 @@
+"""FX graph mode: quantizing a graph by its ops."""

@@ -1,0 +1,60 @@
+"""Standalone modules: prepared and converted by themselves, as one call of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refquant.backend_config import BackendConfig
+from refquant.fx.custom_config import PrepareCustomConfig
+from refquant.fx.fuse import fuse
+from refquant.fx.prepare import prepare
+from refquant.ir.errors import VerifyError
+from refquant.ir.module import Module
+from refquant.ir.program import Call, Program
+from refquant.qconfig_mapping import QConfigMapping
+
+
+class ProgramModule(Module):
+    """A module whose calls are known: a standalone one.
+
+    Parameters
+    ----------
+    program : Program
+        What it computes; its root holds its modules.
+    """
+
+    def __init__(self, program: Program) -> None:
+        root = program.root
+        super().__init__(
+            "torch.fx.GraphModule", root.config, root.state, root.parts, root.training
+        )
+        self.program = program
+
+    @property
+    def is_observed_standalone(self) -> bool:
+        """Whether it was prepared and is not converted yet."""
+        return "observed" in self.program.meta
+
+
+def prepare_standalone(
+    call: Call,
+    module: Any,
+    mapping: QConfigMapping,
+    custom: PrepareCustomConfig,
+    backend: BackendConfig,
+    is_qat: bool,
+) -> ProgramModule:
+    """Return the prepared form of a standalone module."""
+    program = getattr(module, "program", None)
+    if program is None:
+        raise VerifyError(
+            f"{call.target}: the calls in a standalone module are not known; give prepare_fx the "
+            "torch module itself, not a graph in which it is already one call"
+        )
+    program = program.copy()
+    program.keep_only_used()
+    program = fuse(program, is_qat, backend)
+    program.keep_only_used()
+    prepare(program, mapping, is_qat, custom, QConfigMapping(), backend, is_standalone=True)
+    program.keep_only_used()
+    return ProgramModule(program)

@@ -1,0 +1,175 @@
+"""What graph mode works on and returns: a model that is called, observed, trained or converted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from refquant.importers.fx import graph_of
+from refquant.ir.errors import VerifyError
+from refquant.ir.graph import Graph
+from refquant.ir.module import Module
+from refquant.ir.program import Program
+from refquant.ir.qtensor import Tensor, type_of
+from refquant.ir.types import Dim, TensorType
+from refquant.stateful import StateDict, as_array
+
+
+class GraphModule:
+    """A model as calls, and, as soon as it is run or printed, as a dataflow graph.
+
+    Parameters
+    ----------
+    program : Program
+        The calls and modules.
+    types : sequence of TensorType, optional
+        Of the inputs; without them the first call of the model tells.
+    target : str
+        The machine it is for.
+    """
+
+    def __init__(
+        self, program: Program, types: Sequence[TensorType] = (), target: str = "fbgemm"
+    ) -> None:
+        self.program = program
+        self.types = tuple(types)
+        self.target = target
+        self._graph: Graph | None = None
+
+    def preserve(self, name: str, value: Any) -> None:
+        """Keep an attribute of the model that no call uses."""
+        setattr(self, name, value)
+
+    @property
+    def graph(self) -> Graph:
+        """The dataflow graph, with the observers' present state.
+
+        Raises
+        ------
+        VerifyError
+            If the types of the inputs are not known.
+        UnsupportedError
+            Listing every call that has no rule.
+        """
+        if self._graph is None:
+            if not self.types:
+                raise VerifyError(
+                    "the types of the inputs are not known; give prepare_fx example_inputs"
+                )
+            types = [_example(t) for t in self.types]
+            self._graph = graph_of(self.program, types, target=self.target, batch="N")
+        for path, module in self._graph.modules.items():
+            live = self.program.root.get(path)
+            if not isinstance(live, Module):
+                module.state = flat_state(live)
+        return self._graph
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the model; observers take note of what they see."""
+        return self.run(*inputs).outputs
+
+    def run(self, *inputs: Tensor, **options: Any) -> Any:
+        """Run the model as :meth:`Graph.run` does; observers take note of what they see."""
+        if not self.types:
+            self.types = tuple(map(type_of, inputs))
+        graph = self.graph
+        live = {
+            path: found
+            for path in graph.modules
+            if callable(found := self.program.root.get(path))
+        }
+        return graph.run(*inputs, modules=live, **options)
+
+    def train(self, mode: bool = True) -> GraphModule:
+        """Put all modules into training mode, or out of it."""
+        for _, module in self.program.root.named_modules():
+            if isinstance(module, Module):
+                module.training = mode
+        self._graph = None
+        return self
+
+    def eval(self) -> GraphModule:
+        """Put all modules into evaluation mode."""
+        return self.train(False)
+
+    def state_dict(self) -> StateDict:
+        """Return all parameters, buffers and statistics under torch's names."""
+        state = StateDict()
+        for path, module in self.program.root.named_modules(shared=True):
+            prefix = f"{path}." if path else ""
+            if isinstance(module, Module):
+                values = {k: v for k, v in module.state.items() if v is not None}
+                state.update({prefix + key: value for key, value in values.items()})
+            else:
+                own = module.state_dict()
+                state.update({prefix + key: value for key, value in own.items()})
+                for place, metadata in own._metadata.items():
+                    state._metadata[(prefix + place).rstrip(".")] = metadata
+        return state
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take over parameters and statistics of the same model, of refquant or of torch.
+
+        Raises
+        ------
+        VerifyError
+            If a name is missing, or a shape does not fit.
+        """
+        metadata = getattr(state_dict, "_metadata", {})
+        for path, module in self.program.root.named_modules(shared=True):
+            prefix = f"{path}." if path else ""
+            if not isinstance(module, Module):
+                part = StateDict(
+                    {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+                )
+                part._metadata = {
+                    place[len(prefix) :] if place != path else "": value
+                    for place, value in metadata.items()
+                    if place == path or place.startswith(prefix)
+                }
+                module.load_state_dict(part)
+                continue
+            for name, value in module.state.items():
+                key = prefix + name
+                if value is None or not hasattr(value, "shape"):
+                    continue
+                if key not in state_dict:
+                    raise VerifyError(f"state_dict has no {key}")
+                loaded = as_array(state_dict[key])
+                if tuple(loaded.shape) != tuple(value.shape):
+                    raise VerifyError(
+                        f"state_dict: {key} has shape {list(loaded.shape)}, "
+                        f"expected {list(value.shape)}"
+                    )
+                module.state[name] = loaded
+        self._graph = None
+
+    def copy(self) -> GraphModule:
+        """Return a copy with observers of its own."""
+        return GraphModule(self.program.copy(), self.types, self.target)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
+        return self.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the dataflow graph; see :meth:`Graph.save`."""
+        self.graph.save(path)
+
+    def __str__(self) -> str:
+        return str(self.graph) if self.types else str(self.program)
+
+
+def _example(kind: TensorType) -> TensorType:
+    """Return a type with lengths for symbols, which :func:`graph_of` makes symbolic again."""
+    shape = tuple(2 * s.factor if isinstance(s, Dim) else s for s in kind.shape)
+    return TensorType(kind.dtype, shape, kind.qparams)
+
+
+def flat_state(live: Any) -> dict[str, Any]:
+    """Return the state of an observer or fake-quant under its flat names."""
+    return dict(live.state_dict())
+
+
