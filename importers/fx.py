@@ -123,7 +123,7 @@ class FxBuilder(TorchBuilder):
             return rule
         if module.role == "fake_quantize":
             return fake_quantize
-        if module.role == "observer":
+        if module.role in ("observer", "equalization"):
             return observe
         raise UnsupportedError(f"module {module.kind}")
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from refquant.importers.fx_torch import as_arrays, require_torch, to_tensor
 from refquant.importers.torch_config import from_torch_config
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
@@ -237,7 +239,9 @@ def _role(module: Any) -> str:
     bases = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__}
     if "torch.ao.quantization.fake_quantize.FakeQuantizeBase" in bases:
         return "fake_quantize"
-    return "observer" if "torch.ao.quantization.observer.ObserverBase" in bases else ""
+    if "torch.ao.quantization.observer.ObserverBase" in bases:
+        return "observer"
+    return "equalization" if any(name.endswith("EqualizationObserver") for name in bases) else ""
 
 
 def packed_parameters(packed: Any) -> Packed | PackedCell:
@@ -272,6 +276,9 @@ def _packed_cell(packed: Any) -> PackedCell:
 
 def _packed_weight(weight: Any) -> Tensor:
     tensor = to_tensor(weight)
-    if isinstance(tensor, QTensor):
-        return tensor.with_int_repr(tensor.int_repr.copy(order="K"))
-    return tensor.copy(order="K")
+    if not isinstance(tensor, QTensor):
+        return tensor.copy(order="K")
+    qparams = tensor.scale, tensor.zero_point
+    if tensor.axis is not None:  # also these may lie in the packed memory
+        qparams = np.array(tensor.scale), np.array(tensor.zero_point)
+    return QTensor(tensor.int_repr.copy(order="K"), *qparams, tensor.axis, tensor.dtype)

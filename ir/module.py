@@ -39,7 +39,7 @@ class Module:
     training : bool
         Whether it behaves as in training.
     role : str
-        ``observer``, ``fake_quantize``, or empty.
+        ``observer``, ``fake_quantize``, ``equalization``, or empty.
     """
 
     kind: str

@@ -246,6 +246,11 @@ class Program:
         call.set_arguments((), {})
         call.program = None
 
+    def move(self, call: Call, after: Call) -> None:
+        """Let a call stand right after another one."""
+        call._previous._next, call._next._previous = call._next, call._previous
+        self._link(call, before=after._next)
+
     def eliminate_dead_code(self) -> None:
         """Remove calls without users and without effect, the last first."""
         for call in reversed(self):

@@ -64,6 +64,11 @@ class _EqualizationObserver(ABC, HasFactories, Stateful):
             )
         return observer.forward(x)
 
+    @property
+    def role(self) -> str:
+        """What a graph calls it for."""
+        return "equalization"
+
     @abstractmethod
     def forward(self, x: Array) -> Array:
         """Take note of ``x`` and return it."""

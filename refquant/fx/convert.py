@@ -94,7 +94,7 @@ def convert(
     if qconfig_mapping is not None:
         qconfigs = _converted_qconfigs(program, observed, qconfig_mapping, backend)
     make_observers_live(program)
-    equalize(program, observed)
+    equalize(program, observed.equalization)
     run_weight_observers(program, backend)
     job = _Conversion(
         program, observed, qconfigs, custom, backend, is_reference, is_decomposed, reduce_range

@@ -164,7 +164,7 @@ class NoTensors:
 
 def is_observer(module: Any) -> bool:
     """Whether a module is an observer or a fake-quant."""
-    return bool(getattr(module, "role", ""))
+    return getattr(module, "role", "") in ("observer", "fake_quantize")
 
 
 def is_observed_standalone(module: Any) -> bool:
