@@ -80,11 +80,25 @@ __all__ = [
 ]
 
 
-_SUBMODULES = ("compare", "fake_quantize", "functional", "importers", "observer", "ops", "qconfig")
-_FUNCTIONS = (
-    *("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic"),
-    *("dequantize", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"),
+_SUBMODULES = (
+    *("backend_config", "compare", "equalization", "fake_quantize", "functional", "importers"),
+    *("observer", "ops", "qconfig", "qconfig_mapping", "quantize_fx"),
 )
+_FUNCTIONS = {
+    **dict.fromkeys(
+        (
+            *("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic"),
+            *("dequantize", "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"),
+        ),
+        "functional",
+    ),
+    **dict.fromkeys(
+        ("QConfigMapping", "get_default_qconfig_mapping", "get_default_qat_qconfig_mapping"),
+        "qconfig_mapping",
+    ),
+    **dict.fromkeys(("QConfig", "get_default_qconfig", "get_default_qat_qconfig"), "qconfig"),
+    "GraphModule": "graph_module",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -92,5 +106,5 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return import_module(f"refquant.{name}")
     if name in _FUNCTIONS:
-        return getattr(import_module("refquant.functional"), name)
+        return getattr(import_module(f"refquant.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'refquant' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from refquant.backend_config import BackendConfig, get_native_backend_config
+from refquant.defects import Quirks, takes_quirks
 from refquant.fx import standalone
 from refquant.fx.convert import convert
 from refquant.fx.custom_config import (
@@ -51,10 +52,13 @@ Model = Any
 T = TypeVar("T")
 
 
+@takes_quirks
 def fuse_fx(
     model: Model,
     fuse_custom_config: FuseCustomConfig | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Fuse convolution, linear and batch norm with what follows them, for evaluation.
 
@@ -66,6 +70,8 @@ def fuse_fx(
         Attributes to preserve.
     backend_config : BackendConfig, optional
         Which patterns are fused; the native one by default.
+    quirks : {"torch", "fixed", "reject"}
+        What to do where torch has a defect; see :mod:`refquant.defects`.
 
     Returns
     -------
@@ -85,6 +91,7 @@ def fuse_fx(
     return _preserve(GraphModule(fused, types, target), fused)
 
 
+@takes_quirks
 def prepare_fx(
     model: Model,
     qconfig_mapping: QConfigMapping | Mapping[str, Any],
@@ -92,6 +99,8 @@ def prepare_fx(
     prepare_custom_config: PrepareCustomConfig | Mapping[str, Any] | None = None,
     _equalization_config: QConfigMapping | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Prepare a model for quantization after training.
 
@@ -109,6 +118,8 @@ def prepare_fx(
         Of EqualizationQConfigs: where inputs and weights are scaled against each other.
     backend_config : BackendConfig, optional
         What the back-end supports; the native one by default.
+    quirks : {"torch", "fixed", "reject"}
+        What to do where torch has a defect; see :mod:`refquant.defects`.
 
     Returns
     -------
@@ -128,12 +139,15 @@ def prepare_fx(
     )
 
 
+@takes_quirks
 def prepare_qat_fx(
     model: Model,
     qconfig_mapping: QConfigMapping | Mapping[str, Any],
     example_inputs: Any,
     prepare_custom_config: PrepareCustomConfig | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Prepare a model for quantization-aware training.
 
@@ -145,6 +159,7 @@ def prepare_qat_fx(
     return _prepare(model, qconfig_mapping, True, example_inputs, custom, None, backend_config)
 
 
+@takes_quirks
 def convert_fx(
     graph_module: GraphModule,
     convert_custom_config: ConvertCustomConfig | Mapping[str, Any] | None = None,
@@ -152,6 +167,8 @@ def convert_fx(
     qconfig_mapping: QConfigMapping | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
     keep_original_weights: bool = False,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Convert a calibrated or trained model to one of quantized operators.
 
@@ -169,6 +186,8 @@ def convert_fx(
         As given to prepare.
     keep_original_weights : bool
         Whether the float weights of functions stay reachable.
+    quirks : {"torch", "fixed", "reject"}
+        What to do where torch has a defect; see :mod:`refquant.defects`.
 
     Returns
     -------
@@ -190,12 +209,15 @@ def convert_fx(
     )
 
 
+@takes_quirks
 def convert_to_reference_fx(
     graph_module: GraphModule,
     convert_custom_config: ConvertCustomConfig | Mapping[str, Any] | None = None,
     _remove_qconfig: bool = True,
     qconfig_mapping: QConfigMapping | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Convert to the reference form: quantize and dequantize around float operators.
 
@@ -211,11 +233,14 @@ def convert_to_reference_fx(
     )
 
 
+@takes_quirks
 def _convert_to_reference_decomposed_fx(
     graph_module: GraphModule,
     convert_custom_config: ConvertCustomConfig | Mapping[str, Any] | None = None,
     qconfig_mapping: QConfigMapping | Mapping[str, Any] | None = None,
     backend_config: BackendConfig | Mapping[str, Any] | None = None,
+    *,
+    quirks: Quirks = "torch",
 ) -> GraphModule:
     """Convert to the reference form with plain integer tensors instead of quantized ones."""
     return _convert(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from refquant.defects import reproduce
 from refquant.equalization import (
     _InputEqualizationObserver,
     _WeightEqualizationObserver,
@@ -122,13 +124,26 @@ class _Equalization:
             self.remove(call, quantizer)
             return
         observer = self.module(call)
-        self.scale_range(self.module(quantizer), observer)
+        self.scale_range(self.own_observer(call, quantizer), observer)
         name = f"{before.name}_equalization_scale0".replace(".", "_")
         self.program.root.set(name, np.asarray(observer.equalization_scale))
         scale = self.program.call("get_attr", name, before=quantizer)
         scaled = self.program.call("call_function", "torch.mul", (before, scale), after=scale)
         quantizer.replace_input(before, scaled)
         self.remove(call, quantizer)
+
+    def own_observer(self, call: Call, quantizer: Call) -> Any:
+        """Return the observer of an input; if another value shares it, a copy, or do as torch."""
+        observer = self.module(quantizer)
+        others = [
+            other
+            for other, module in self.program.owners()
+            if module is observer and other is not quantizer
+        ]
+        if others and not reproduce("equalized-shared-observer", call.name):
+            observer = copy.deepcopy(observer)
+            self.program.root.set(quantizer.target, observer)
+        return observer
 
     def scale_range(self, quantizer: Any, observer: _InputEqualizationObserver) -> None:
         if getattr(quantizer, "role", "") != "observer":

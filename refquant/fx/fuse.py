@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from refquant.backend_config import MATCH_ALL, BackendConfig
+from refquant.backend_config.fuser import NodeGetter
 from refquant.backend_config.lookup import (
     get_fuser_method_mapping,
     get_fuser_method_new,
@@ -12,6 +15,7 @@ from refquant.backend_config.lookup import (
     get_fusion_pattern_to_root_node_getter,
 )
 from refquant.backend_config.pattern import Pattern
+from refquant.defects import reproduce
 from refquant.fx.fuser_methods import run_fuser
 from refquant.fx.match import PatternTable, default_root
 from refquant.ir.errors import RefquantError, VerifyError
@@ -38,8 +42,9 @@ def fuse(program: Program, is_qat: bool, backend: BackendConfig) -> Program:
         If modules cannot be fused; the call is named.
     """
     found, parts = _find(program, backend)
-    fusers = get_fuser_method_mapping(backend)
     roots = get_fusion_pattern_to_root_node_getter(backend)
+    _keep_shared_modules(program, found, roots)
+    fusers = get_fuser_method_mapping(backend)
     extras = get_fusion_pattern_to_extra_inputs_getter(backend)
     modules = dict(program.root.named_modules())
     fused = Program(program.root)
@@ -103,6 +108,31 @@ def _find(program: Program, backend: BackendConfig) -> tuple[dict[str, _Found], 
         if call.name not in found and (hit := table.first(program, call)):
             apply(hit[0], call, call, hit[0], [])
     return found, parts
+
+
+def _keep_shared_modules(
+    program: Program, found: dict[str, _Found], roots: Mapping[Pattern, NodeGetter]
+) -> None:
+    """Where calls of one module would be fused differently, fuse none of them, or do as torch."""
+    calls = Counter(call.target for call in program if call.kind == "call_module")
+    fused: dict[str, list[_Found]] = {}
+    for match in {id(m.last): found[m.last.name] for m in found.values()}.values():
+        root = roots.get(match.pattern, default_root)(match.matched)
+        if calls[root.target] > 1:
+            fused.setdefault(root.target, []).append(match)
+    for target, matches in fused.items():
+        forms = {str(_targets(match.matched)) for match in matches}
+        alike = len(matches) == calls[target] and len(forms) == 1
+        if not alike and not reproduce("shared-module-fusion", target):
+            lasts = [match.last for match in matches]
+            for name in [name for name, match in found.items() if match.last in lasts]:
+                del found[name]
+
+
+def _targets(matched: Any) -> Any:
+    if isinstance(matched, list | tuple):
+        return [_targets(part) for part in matched]
+    return getattr(matched, "target", matched)
 
 
 def _modules(matched: Any, modules: dict[str, Any], training: bool) -> Any:

@@ -20,7 +20,9 @@ CONVOLUTIONS = frozenset(f"{_F}.conv{rank}d" for rank in _RANKS)
 TRANSPOSED = frozenset(f"{_F}.conv_transpose{rank}d" for rank in _RANKS)
 
 # Reference module to quantized module.
-STATIC = {f"{REFERENCE}.{name}": f"{NNQ}.{name}" for name in ("Linear", "Conv1d", "Conv2d", "Conv3d")}
+STATIC = {
+    f"{REFERENCE}.{name}": f"{NNQ}.{name}" for name in ("Linear", "Conv1d", "Conv2d", "Conv3d")
+}
 DYNAMIC = {
     f"{REFERENCE}.{name}": f"{NNQD}.{name}"
     for name in ("Linear", "GRUCell", "LSTMCell", "RNNCell", "LSTM", "GRU")
@@ -51,18 +53,14 @@ SPECIAL = {
             *("InstanceNorm2d", "InstanceNorm3d", "LayerNorm", "Dropout", "Softmax", "PReLU"),
         )
     },
-    **{
-        f"{REFERENCE}.ConvTranspose{rank}d": f"{NNQ}.ConvTranspose{rank}d" for rank in _RANKS
-    },
+    **{f"{REFERENCE}.ConvTranspose{rank}d": f"{NNQ}.ConvTranspose{rank}d" for rank in _RANKS},
     **{f"{FUSED}.BNReLU{rank}d": f"{NNIQ}.BNReLU{rank}d" for rank in (2, 3)},
 }
 
 # Function to the quantized function, and its form with relu where there is one.
 STATIC_FUNCTIONS: dict[str, tuple[str, str | None]] = {
     LINEAR: (f"{_Q}.linear", f"{_Q}.linear_relu"),
-    **{
-        f"{_F}.conv{rank}d": (f"{_Q}.conv{rank}d", f"{_Q}.conv{rank}d_relu") for rank in _RANKS
-    },
+    **{f"{_F}.conv{rank}d": (f"{_Q}.conv{rank}d", f"{_Q}.conv{rank}d_relu") for rank in _RANKS},
     **{f"{_F}.conv_transpose{rank}d": (f"{_Q}.conv_transpose{rank}d", None) for rank in _RANKS},
 }
 # Function, and dtypes of activation and weight, likewise. Dynamic convolutions are in torch's
@@ -88,7 +86,9 @@ BINARY_RELU = {
     name: f"{function}_relu" for name, function in BINARY.items() if name != "torch.matmul"
 }
 LINEAR_PREPACK = {qint8: f"{_Q}.linear_prepack", float16: f"{_Q}.linear_prepack_fp16"}
-CONV_PREPACK = {name: f"{_Q}.{name.rpartition('.')[2]}_prepack" for name in CONVOLUTIONS | TRANSPOSED}
+CONV_PREPACK = {
+    name: f"{_Q}.{name.rpartition('.')[2]}_prepack" for name in CONVOLUTIONS | TRANSPOSED
+}
 
 # Ops that are lowered wherever they stand between dequantize and quantize: the qparams of the
 # result are the op's own,
@@ -109,7 +109,7 @@ _COPY = {
     *(f"{_F}.hardtanh_", f"{_F}.interpolate", f"{_F}.max_pool1d", f"{_F}.max_pool2d"),
     *(f"{_F}.max_pool3d", f"{_F}.relu", f"{_F}.relu6", f"{_F}.adaptive_avg_pool1d"),
     *(f"{_F}.avg_pool1d", f"{_F}.avg_pool2d", f"{_F}.avg_pool3d", f"{_F}.channel_shuffle"),
-    *("torch.adaptive_avg_pool1d", "torch.clamp", "torch.flatten", "torch.mean"),
+    *("torch.clamp", "torch.flatten", "torch.mean"),
     *("operator.floordiv", "clamp", "mean", "relu", "relu_"),
     *(f"{FLOAT}.{kind}Pool{rank}d" for kind in ("AdaptiveAvg", "Avg", "Max") for rank in _RANKS),
     *(f"{FLOAT}.{name}" for name in ("Hardtanh", "ReLU", "ReLU6", "ChannelShuffle")),

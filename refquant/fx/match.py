@@ -13,6 +13,7 @@ from refquant.backend_config.lookup import (
     sorted_patterns_dict,
 )
 from refquant.backend_config.pattern import Pattern
+from refquant.defects import reproduce
 from refquant.ir.errors import VerifyError
 from refquant.ir.program import Call, Program
 
@@ -152,14 +153,22 @@ class NoTensors:
             return True
         if call.kind == "call_method" and call.target == "size":
             return True
-        return all(self._harmless(arg) for arg in call.args)
+        return all(self._harmless(call, arg) for arg in call.args)
 
-    def _harmless(self, arg: Any) -> bool:
+    def _harmless(self, call: Call, arg: Any) -> bool:
         if isinstance(arg, list):
             return all(self._known[part] for part in arg if isinstance(part, Call))
         if isinstance(arg, Call):
             return self._known[arg]
+        if isinstance(arg, tuple) and self._is_size(arg):
+            return not reproduce("tuple-counts-as-tensor", call.name)
         return isinstance(arg, int)
+
+    def _is_size(self, value: tuple[Any, ...]) -> bool:
+        """Whether a tuple holds plain numbers only."""
+        calls = [part for part in value if isinstance(part, Call)]
+        plain = all(isinstance(part, int | Call) for part in value)
+        return plain and all(self._known.get(part, False) for part in calls)
 
 
 def is_observer(module: Any) -> bool:

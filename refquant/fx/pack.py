@@ -172,7 +172,9 @@ def embedding_prepack(weight: Tensor) -> Packed:
     """Pack the table of a quantized embedding, of quint8 or quint4x2 rows."""
     if not isinstance(weight, QTensor) or weight.dtype not in (quint8, quint4x2):
         dtype = weight.dtype
-        raise VerifyError(f"embedding_bag_prepack: the weight must be quint8 or quint4x2, got {dtype}")
+        raise VerifyError(
+            f"embedding_bag_prepack: the weight must be quint8 or quint4x2, got {dtype}"
+        )
     bits = 4 if weight.dtype == quint4x2 else 8
     if bits == 4 and weight.shape[1] % 2:
         raise VerifyError(
@@ -194,7 +196,9 @@ def _check_weight(name: str, weight: Any, rank: int) -> None:
     if not isinstance(weight, QTensor) or weight.dtype != qint8:
         raise VerifyError(f"{name}: the weight must be qint8, got {weight.dtype}")
     if len(weight.shape) != rank:
-        raise VerifyError(f"{name}: the weight must have {rank} dimensions, got {len(weight.shape)}")
+        raise VerifyError(
+            f"{name}: the weight must have {rank} dimensions, got {len(weight.shape)}"
+        )
 
 
 def _check_bias(name: str, bias: Array | None, channels: int) -> None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refquant.backend_config import BackendConfig
+from refquant.defects import reproduce
 from refquant.equalization import (
     _InputEqualizationObserver,
     _WeightEqualizationObserver,
 )
+from refquant.fake_quantize import FixedQParamsFakeQuantize
 from refquant.fx.attributes import Attributes
 from refquant.fx.custom_config import PrepareCustomConfig, StandaloneModuleConfigEntry
 from refquant.fx.custom_module import custom_kinds, observed_module
@@ -54,6 +56,7 @@ from refquant.ir.types import (
     quint8,
     uint8,
 )
+from refquant.observer import FixedQParamsObserver
 from refquant.observer_base import caller
 from refquant.qconfig_mapping import QConfigMapping
 
@@ -117,7 +120,7 @@ def prepare(
         custom.non_traceable_module_classes,
     )
     if is_qat:
-        swap_for_training(program.root, backend)
+        swap_for_training(program, mapping, backend)
         update_for_qat(mapping, backend)
     scaled = generate_node_name_to_qconfig(program, equalization)
     qconfigs = generate_node_name_to_qconfig(program, mapping)
@@ -228,6 +231,8 @@ class _Insertion:
             return
         observer = self.observe_output(call)
         if observer is None:
+            if match.is_custom_module and not reproduce("dynamic-custom-module", call.target):
+                self.swap_custom(call, match)
             return
         for user in list(call.users):
             if user is not observer:
@@ -313,10 +318,30 @@ class _Insertion:
             constructor = target.bias
         dtype, is_dynamic = dtype_of(constructor)
         is_first = bool(call.args) and arg is call.args[0]
-        return (
-            needs_observer(produced, dtype, is_dynamic, target.reuse_input, is_first),
-            constructor,
-        )
+        needed = needs_observer(produced, dtype, is_dynamic, target.reuse_input, is_first)
+        if not needed and not is_dynamic and not target.reuse_input and dtype in OBSERVABLE:
+            if not self.is_quantized(arg) and not reproduce("declared-not-observed", call.name):
+                needed = True
+        elif needed and constructor is target.input and _is_fixed(constructor):
+            if not reproduce("fixed-qparams-input", call.name):
+                default = self.observed.qconfig_mapping.global_qconfig
+                constructor = constructor if default is None else default.activation
+        return needed, constructor
+
+    def is_quantized(self, value: Any) -> bool:
+        """Whether a value declared to be quantized will be: an observer is behind it."""
+        while isinstance(value, Call):
+            if self.is_observer(value) or lstm_behind(value, self.program) is not None:
+                return not getattr(self.module(value), "is_dynamic", False)
+            if value.kind == "placeholder":
+                return dtype_of(self.targets[value].output)[0] == quint8
+            match = self.matches.get(value.name)
+            if match is not None and (match.is_custom_module or match.is_standalone_module):
+                return True
+            if match is None or not (match.shares_observer or self.targets[value].reuse_input):
+                return False
+            value = next((arg for arg in value.args if isinstance(arg, Call)), None)
+        return False
 
     def equalize_inputs(self, call: Call, in_branch: bool) -> None:
         config = self.observed.equalization.get(call.name)
@@ -358,6 +383,8 @@ class _Insertion:
         target = self.targets[call]
         dtype, is_dynamic = dtype_of(target.output)
         if is_dynamic or target.is_standalone or dtype not in OBSERVABLE or dtype == float32:
+            return None
+        if _returns_tuple(self.module(call)) and not reproduce("observed-tuple", call.name):
             return None
         assert target.output is not None
         return self.insert(call, target.output())
@@ -439,6 +466,16 @@ def needs_observer(
     if reuse_input:
         return False
     return wanted in OBSERVABLE and produced in (*OBSERVABLE, float32) and wanted != produced
+
+
+def _returns_tuple(module: Any) -> bool:
+    kind = getattr(module, "kind", "")
+    return kind.endswith(".MultiheadAttention") or bool(getattr(module, "return_indices", False))
+
+
+def _is_fixed(constructor: Callable[[], Any] | None) -> bool:
+    fixed = (FixedQParamsObserver, FixedQParamsFakeQuantize)
+    return constructor is not None and isinstance(sample(constructor), fixed)
 
 
 def _add_names(matched: Any, names: set[str]) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from refquant.backend_config import BackendConfig
 from refquant.backend_config.lookup import get_module_to_qat_module
+from refquant.defects import reproduce
 from refquant.fx.fuser_methods import INTRINSIC, container
 from refquant.fx.node_qconfigs import QConfigAny, is_fused, sample
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.module import Module
+from refquant.ir.program import Program
 from refquant.ir.types import per_channel_affine_float_qparams
 from refquant.kernels.fuse_batch_norm import fuse_conv_bn_weights, fuse_linear_bn_weights
+from refquant.qconfig_mapping import QConfigMapping
 
 _QAT = INTRINSIC + "qat."
 
 
-def swap_for_training(root: Module, backend: BackendConfig) -> None:
+def swap_for_training(program: Program, mapping: QConfigMapping, backend: BackendConfig) -> None:
     """Replace modules that have a QConfig by their training twins, in place.
 
     A module with two names is replaced under its first one only.
@@ -24,17 +28,26 @@ def swap_for_training(root: Module, backend: BackendConfig) -> None:
     trained = get_module_to_qat_module(backend)
     seen: set[int] = set()
 
-    def visit(module: Module) -> None:
+    def excluded(path: str) -> bool:
+        first = next((q for r, q in by_regex.items() if re.match(r, path)), ...)
+        return first is None and path not in mapping.module_name_qconfigs
+
+    def visit(module: Module, prefix: str) -> None:
         for name, part in list(module.parts.items()):
+            path = f"{prefix}{name}"
             if id(part) in seen or not isinstance(part, Module):
                 continue
             seen.add(id(part))
             if not is_fused(part):
-                visit(part)
-            if part.config.get("qconfig") is not None and part.kind in trained:
-                module.parts[name] = training_module(part, trained[part.kind])
+                visit(part, f"{path}.")
+            if part.config.get("qconfig") is None or part.kind not in trained:
+                continue
+            if excluded(path) and not reproduce("regex-none-in-training", path):
+                continue
+            module.parts[name] = training_module(part, trained[part.kind])
 
-    visit(root)
+    by_regex = mapping.module_name_regex_qconfigs
+    visit(program.root, "")
 
 
 def training_module(module: Module, kind: str) -> Module:

@@ -135,7 +135,10 @@ def _conv_transpose(rank: int) -> Build:
         packed = conv_transpose_prepack(rank)(
             quantized_weight(reference),
             reference.state["bias"],
-            *(config[key] for key in ("stride", "padding", "output_padding", "dilation", "groups")),
+            *(
+                config[key]
+                for key in ("stride", "padding", "output_padding", "dilation", "groups")
+            ),
         )
         return _new(kind, config | _output(scale, zero_point), {"_packed_params": packed})
 
@@ -180,7 +183,10 @@ def _cell(kind: str, reference: Any) -> Module:
     config = {key: reference.config[key] for key in keys if key in reference.config}
     made = _new(kind, config | {"weight_dtype": dtype})
     for part in ("ih", "hh"):
-        weight, bias = quantized_weight(reference, f"weight_{part}"), reference.state[f"bias_{part}"]
+        weight, bias = (
+            quantized_weight(reference, f"weight_{part}"),
+            reference.state[f"bias_{part}"],
+        )
         made.state[f"bias_{part}"] = bias
         made.state[f"_packed_weight_{part}"] = _pack_linear(weight, bias, dtype)
     return made
