@@ -78,13 +78,15 @@ class Builder:
         """Name the results and append the nodes; return ``result`` with the final values."""
         rename: dict[str, str] = {}
         made = {value.name for node in self._pending for value in node.outputs}
-        if isinstance(result, Value):
-            if result.name in made:
-                rename[result.name] = self.unique(name)
-        elif isinstance(result, tuple):
-            for i, part in enumerate(result):
-                if isinstance(part, Value) and part.name in made:
-                    rename[part.name] = self.unique(f"{name}.{i}")
+
+        def name_parts(part: Any, path: str) -> None:
+            if isinstance(part, Value) and part.name in made and part.name not in rename:
+                rename[part.name] = self.unique(path)
+            elif isinstance(part, tuple):
+                for i, inner in enumerate(part):
+                    name_parts(inner, f"{path}.{i}")
+
+        name_parts(result, name)
         for node in self._pending:
             for value in node.outputs:
                 if value.name not in rename:

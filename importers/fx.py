@@ -22,6 +22,7 @@ from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
 from refquant.importers.torch_modules import MODULES
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
+from refquant.importers.torch_recurrent import RECURRENT
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node, Origin, Scope, Value
 from refquant.ir.module import Module, Packed
@@ -43,6 +44,9 @@ class Constant:
 @dataclass(frozen=True)
 class _Poison:
     """Stands for the result of a node that could not be imported."""
+
+
+_TABLES = (MODULES, QUANTIZED_MODULES, RECURRENT)
 
 
 class FxBuilder(TorchBuilder):
@@ -118,7 +122,7 @@ class FxBuilder(TorchBuilder):
         own = getattr(type(module), "emit", None)
         if own is not None:
             return lambda b, module, *args, **kwargs: module.emit(b, *args, **kwargs)
-        rule = MODULES.get(module.kind) or QUANTIZED_MODULES.get(module.kind)
+        rule = next((t[module.kind] for t in _TABLES if module.kind in t), None)
         if rule is not None:
             return rule
         if module.role == "fake_quantize":

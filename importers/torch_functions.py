@@ -222,5 +222,6 @@ FUNCTIONS: dict[str, Rule] = {
     **{f"torch.ops.quantized.{name}": rule for name, rule in q.QUANTIZED.items()},
     **{f"torch.ops.quantized_decomposed.{name}": rule for name, rule in q.DECOMPOSED.items()},
     "builtins.getattr": t.get_attribute,
+    "builtins.tuple": lambda b, parts: tuple(parts),
     "torchvision.ops.stochastic_depth.stochastic_depth": f.stochastic_depth,
 }

@@ -20,6 +20,7 @@ from refquant.importers.torch_modules import (
     identity,
     sequential,
 )
+from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
 from refquant.ir.names import canonical
 from refquant.ir.types import DTYPES
@@ -144,19 +145,21 @@ def dequantize(b: TorchBuilder, module: Mod, input: Value) -> Value:
     return q.dequantize(b, input)
 
 
-def reference_weight(b: TorchBuilder, module: Mod) -> Value:
-    """Quantize and dequantize the weight of a reference module, as its forward does."""
-    weight = b.weight(module)
-    scheme = str(module.weight_qscheme)
+def reference_weight(b: TorchBuilder, module: Mod, name: str = "weight") -> Value:
+    """Quantize and dequantize a weight of a reference module, as its forward does."""
+    weight = b.of(module, name)
+    if weight is None:
+        raise UnsupportedError(f"{b.path(module)} has no {name}")
+    scheme = str(getattr(module, f"{name}_qscheme"))
     if scheme == "None":
         return weight
-    dtype = module.weight_dtype
+    dtype = getattr(module, f"{name}_dtype")
     decomposed = bool(module.is_decomposed)
     if "per_channel" in scheme:
-        scale, zero = b.of(module, "weight_scale"), b.of(module, "weight_zero_point")
-        axis = int(module.weight_axis_int)
+        scale, zero = b.of(module, f"{name}_scale"), b.of(module, f"{name}_zero_point")
+        axis = int(getattr(module, f"{name}_axis_int"))
         if decomposed:
-            limits = _weight_range(module)
+            limits = _weight_range(module, name)
             integers = b.emit(
                 "quantized_decomposed::quantize_per_channel",
                 weight,
@@ -177,21 +180,24 @@ def reference_weight(b: TorchBuilder, module: Mod) -> Value:
             "aten::quantize_per_channel", weight, scale, zero, axis=axis, dtype=dtype
         )
     else:
-        number = b.number(module.weight_scale, float), b.number(module.weight_zero_point, int)
+        number = (
+            b.number(getattr(module, f"{name}_scale"), float),
+            b.number(getattr(module, f"{name}_zero_point"), int),
+        )
         if decomposed:
-            limits = _weight_range(module) | {"scale": number[0], "zero_point": number[1]}
+            limits = _weight_range(module, name) | {"scale": number[0], "zero_point": number[1]}
             integers = b.emit("quantized_decomposed::quantize_per_tensor", weight, **limits)
             return b.emit("quantized_decomposed::dequantize_per_tensor", integers, **limits)
         integers = q.quantize_per_tensor(b, weight, *number, dtype)
     return q.dequantize(b, integers)
 
 
-def _weight_range(module: Mod) -> dict[str, Any]:
+def _weight_range(module: Mod, weight: str) -> dict[str, Any]:
     names = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-    name = str(module.weight_dtype)
+    name = str(getattr(module, f"{weight}_dtype"))
     return {
-        "quant_min": module.weight_quant_min,
-        "quant_max": module.weight_quant_max,
+        "quant_min": getattr(module, f"{weight}_quant_min"),
+        "quant_max": getattr(module, f"{weight}_quant_max"),
         "dtype": DTYPES[names.get(name, name)],
     }
 

@@ -24,8 +24,13 @@ ONE_SIDED = frozenset(
 )
 # Arrays that torch leaves random and that nothing reads: the bias that counts is packed.
 RANDOM_STATE = {
-    f"torch.ao.nn.quantized.dynamic.{name}": frozenset(("bias_ih", "bias_hh"))
-    for name in ("RNNCell", "LSTMCell", "GRUCell")
+    **{
+        f"torch.ao.nn.quantized.dynamic.{name}": frozenset(("bias_ih", "bias_hh"))
+        for name in ("RNNCell", "LSTMCell", "GRUCell")
+    },
+    "torch.ao.nn.quantizable.MultiheadAttention": frozenset(
+        ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+    ),
 }
 
 

@@ -377,4 +377,5 @@ def _remove_qconfig(root: Module) -> None:
     for _, module in root.named_modules():
         if isinstance(module, Module):
             module.config.pop("qconfig", None)
-            module.parts.pop("activation_post_process", None)
+            if is_observer(module.parts.get("activation_post_process")):
+                del module.parts["activation_post_process"]

@@ -104,13 +104,12 @@ def _constant(program: Program, call: Call) -> Any:
         return half(_constant(program, call.args[0]))
     made_of = producers(call)
     assert made_of is not None
-    (result,) = run_constant(program, made_of)
-    return result
+    return run_constant(program, made_of)
 
 
 def _constants(root: Module, calls: list[Call]) -> list[Any]:
     """Return the arrays that calls read, the largest first, and None where there is but one."""
-    paths = [call.target for call in calls if call.kind == "get_attr"]
+    paths = dict.fromkeys(call.target for call in calls if call.kind == "get_attr")
     found = [root.get(path) for path in sorted(paths, key=_place)]
     arrays = sorted(found, key=lambda array: -int(array.size))
     return arrays if len(arrays) > 1 else [*arrays, None]

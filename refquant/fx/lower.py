@@ -102,8 +102,8 @@ class _Lowering:
         found = self.match(call, kinds)
         if found is None:
             return None
-        tensors = [arg for arg in (_argument(found.op, i) for i in arguments)]
-        tensors = [arg for arg in tensors if isinstance(arg, Call)]
+        given = [_argument(found.op, i) for i in arguments]
+        tensors = [arg for arg in given if isinstance(arg, Call)]
         return found if tensors and all(map(_is_dequantize, tensors)) else None
 
     # ---- modules
@@ -196,7 +196,7 @@ class _Lowering:
             call.replace_input(source, quantize.args[0])
 
     def weight_only_modules(self) -> None:
-        """Reference embeddings: nnq modules."""
+        """Embeddings: nnq modules."""
         for call in _calls(self.program):
             kind = self.kind(call)
             if call.kind == "call_module" and kind in tables.WEIGHT_ONLY:

@@ -178,8 +178,8 @@ def embedding_prepack(weight: Tensor) -> Packed:
     bits = 4 if weight.dtype == quint4x2 else 8
     if bits == 4 and weight.shape[1] % 2:
         raise VerifyError(
-            f"embedding_bag_prepack: rows of {weight.shape[1]} values of 4 bits end within a byte, "
-            "where torch reads beyond them; use an even embedding_dim"
+            f"embedding_bag_prepack: rows of {weight.shape[1]} 4-bit values end within a byte, and "
+            "torch reads beyond them; use an even embedding_dim"
         )
     return Packed(weight, None, {"bits": bits})
 

@@ -209,7 +209,7 @@ def _layers(kind: str, reference: Any) -> Module:
 
 
 def _packed_cell(reference: Any, place: str) -> PackedCell:
-    packed = []
+    packed: dict[str, Packed] = {}
     dtype = reference.config[f"weight_ih_{place}_dtype"]
     for part in ("ih", "hh"):
         if f"bias_{part}_{place}" not in reference.state:
@@ -217,8 +217,8 @@ def _packed_cell(reference: Any, place: str) -> PackedCell:
                 f"a dynamically quantized {reference.mode} must have a bias, got bias=False"
             )
         weight = quantized_weight(reference, f"weight_{part}_{place}")
-        packed.append(_pack_linear(weight, reference.state[f"bias_{part}_{place}"], dtype))
-    return PackedCell(*packed, reduce_range=True if dtype == qint8 else None)
+        packed[part] = _pack_linear(weight, reference.state[f"bias_{part}_{place}"], dtype)
+    return PackedCell(packed["ih"], packed["hh"], True if dtype == qint8 else None)
 
 
 # ---- norms and activations

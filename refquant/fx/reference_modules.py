@@ -78,9 +78,8 @@ def reference_module(module: Module, weight_qparams: Mapping[str, Any]) -> Modul
     Examples
     --------
     >>> weight = np.float32([[0.5, -1.0]])
-    >>> linear = Module(
-    ...     "torch.nn.Linear", {"in_features": 2, "out_features": 1}, {"weight": weight, "bias": None}
-    ... )
+    >>> sizes = {"in_features": 2, "out_features": 1}
+    >>> linear = Module("torch.nn.Linear", sizes, {"weight": weight, "bias": None})
     >>> qparams = {"qscheme": per_tensor_affine, "dtype": qint8, "scale": 0.01, "zero_point": 0}
     >>> made = reference_module(linear, qparams)
     >>> made.kind, made.weight_scale

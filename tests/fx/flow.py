@@ -1,0 +1,470 @@
+"""One case through graph mode, by torch and by us, compared call for call at every stage."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from oracle import from_torch
+from torch import nn
+from torch.ao.quantization import quantize_fx as torch_fx
+
+from refquant import quantize_fx as our_fx
+from refquant.compare import RunDiff, run_diff
+from refquant.graph_module import GraphModule
+from refquant.importers import from_torch_config
+from refquant.importers.torch_capture import capture_graph_module
+from refquant.ir.errors import RefquantError
+from refquant.ir.qtensor import QTensor
+from refquant.program_diff import program_diff
+
+Stage = Literal["fused", "prepared", "calibrated", "reference", "decomposed", "lowered"]
+FORMS: tuple[Stage, ...] = ("reference", "decomposed", "lowered")
+Make = Callable[[], Any]
+# What our side raises on purpose; torch raises LookupError for fused parts that disagree.
+REFUSALS = (RefquantError, LookupError)
+# Ops of float32 whose order of summation torch does not promise.
+FLOAT_SUMS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("linear", "convolution", "conv_transpose", "matmul", "bmm", "mean", "sum"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
+        *("conv_transpose3d", "softmax", "addmm"),
+    )
+)
+SUMS_FLOATS = "sums floats"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is quantized, all in torch's terms.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A template: every run copies it and fills it with numbers of its own.
+    inputs : tuple
+        Shapes of float inputs, or callables that draw a tensor from a generator.
+    qconfigs, equalization, convert_qconfigs : callable
+        Make torch's mapping; ours is translated from it.
+    mode : {"ptq", "qat", "fuse"}
+        ``prepare_fx``, ``prepare_qat_fx``, or ``fuse_fx`` only.
+    backend, prepare_custom, convert_custom : callable
+        Make torch's config.
+    our_prepare_custom, our_convert_custom : callable
+        Ours, where it cannot be translated: classes of the user.
+    remove_qconfig, keep_original_weights : bool
+        As in ``convert_fx``.
+    steps : int
+        Of SGD on torch's side, in training.
+    engine : str
+        torch's quantized engine, and our target.
+    raises : mapping
+        Stage at which torch raises, to what our message names; an empty text where ours does
+        better and gives a result.
+    runs : str
+        Why outputs are not compared as a whole: ``SUMS_FLOATS``, or what has no kernel yet.
+    own : bool
+        Calibrated by us too, with numbers that any order of summation adds up alike.
+    """
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    qconfigs: Make = field(repr=False)
+    mode: Literal["ptq", "qat", "fuse"] = "ptq"
+    backend: Make | None = None
+    prepare_custom: Make | None = None
+    our_prepare_custom: Make | None = None
+    equalization: Make | None = None
+    convert_custom: Make | None = None
+    our_convert_custom: Make | None = None
+    convert_qconfigs: Make | None = None
+    remove_qconfig: bool = True
+    keep_original_weights: bool = False
+    steps: int = 0
+    engine: str = "fbgemm"
+    raises: Mapping[str, str] = field(default_factory=dict)
+    runs: str = ""
+    own: bool = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is compared: up to the stage at which torch fails."""
+        if self.mode == "fuse":
+            return ("fused",)
+        for early in ("prepared", "calibrated"):
+            if early in self.raises:
+                return ("prepared",) if early == "prepared" else ("prepared", "calibrated")
+        return ("prepared", *FORMS)
+
+
+def net(forward: Callable[..., Any], **parts: Any) -> nn.Module:
+    """Return a module with a ``forward``; tensors become parameters, others attributes."""
+    made = type("Net", (nn.Module,), {"forward": forward})()
+    for name, part in parts.items():
+        if isinstance(part, torch.Tensor) and part.is_floating_point():
+            made.register_parameter(name, nn.Parameter(part))
+        else:
+            setattr(made, name, part)
+    return made
+
+
+# ---- numbers
+
+
+def filled(model: nn.Module, mode: str, exact: bool = False) -> nn.Module:
+    """Return a copy with parameters and statistics of its own.
+
+    With ``exact`` they are small integers times powers of two, and batch norms divide by powers
+    of two, so that float sums are exact in any order.
+    """
+    made = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(name: str, like: torch.Tensor) -> torch.Tensor:
+        if exact:
+            if name.endswith("running_var"):
+                return 4.0 ** torch.randint(0, 2, like.shape, generator=generator)
+            return torch.randint(-4, 5, like.shape, generator=generator) * 0.25
+        if name.endswith("running_var"):
+            return torch.rand(like.shape, generator=generator) + 0.5
+        return torch.randn(like.shape, generator=generator) * 0.5
+
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    with torch.no_grad():
+        for name, value in (*made.named_parameters(), *made.named_buffers()):
+            if value.is_floating_point():
+                value.copy_(draw(name, value))
+        for module in made.modules():
+            if isinstance(module, norms) and exact:
+                module.eps = 0.0
+            if isinstance(module, norms) and not exact and module.affine:
+                module.weight.add_(1.0)
+    return made.train(mode == "qat")
+
+
+def drawn(inputs: Sequence[Any], seed: int, exact: bool = False) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(given: Any) -> torch.Tensor:
+        if callable(given):
+            made: torch.Tensor = given(generator)
+        elif exact:
+            made = torch.randint(-16, 17, given, generator=generator) * 0.125
+        else:
+            made = torch.randn(given, generator=generator)
+        return made
+
+    return tuple(map(draw, inputs))
+
+
+def indices(high: int, *shape: int, dtype: torch.dtype = torch.long) -> Make:
+    """Return what draws whole numbers below ``high``."""
+    return lambda generator: torch.randint(0, high, shape, generator=generator).to(dtype)
+
+
+def mask(*shape: int) -> Make:
+    """Return what draws booleans."""
+    return lambda generator: torch.rand(shape, generator=generator) < 0.3
+
+
+def quantized(*shape: int, dtype: torch.dtype = torch.quint8) -> Make:
+    """Return what draws a float tensor and quantizes it."""
+    return lambda generator: torch.quantize_per_tensor(
+        torch.randn(shape, generator=generator), 0.05, 60, dtype
+    )
+
+
+# ---- running both
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error in place of a result."""
+
+    error: Exception
+
+
+def attempt(make: Make) -> Any:
+    """Return the result, or the error as a ``Failure``."""
+    try:
+        return make()
+    except Exception as error:
+        return Failure(error)
+
+
+@contextmanager
+def quiet(engine: str = "fbgemm") -> Iterator[None]:
+    """Run torch with one thread on one engine, and nobody's warnings."""
+    before, threads = torch.backends.quantized.engine, torch.get_num_threads()
+    torch.backends.quantized.engine = engine
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.quantized.engine = before
+        torch.set_num_threads(threads)
+
+
+def _made(make: Make | None) -> Any:
+    return None if make is None else make()
+
+
+def _translated(make: Make | None, ours: Make | None = None) -> Any:
+    if ours is not None:
+        return ours()
+    return None if make is None else from_torch_config(make())
+
+
+class Flow:
+    """A case in progress; what fails is a ``Failure``."""
+
+    def __init__(self, case: Case, exact: bool = False) -> None:
+        self.case, self.exact = case, exact
+        self.model = filled(case.model, case.mode, exact)
+        self.examples = drawn(case.inputs, 1, exact)
+        self.converted: dict[str, tuple[Any, Any]] = {}
+
+    def batches(self) -> list[tuple[torch.Tensor, ...]]:
+        return [drawn(self.case.inputs, seed, self.exact) for seed in (2, 3)]
+
+    # ---- prepare
+
+    @cached_property
+    def fused(self) -> tuple[Any, Any]:
+        backend = self.case.backend
+        with quiet():
+            theirs = attempt(
+                lambda: torch_fx.fuse_fx(copy.deepcopy(self.model), None, _made(backend))
+            )
+            ours = attempt(lambda: our_fx.fuse_fx(self.model, None, _translated(backend)))
+        return ours, theirs
+
+    def _prepare(self, api: Any, model: Any, configs: Sequence[Any]) -> Any:
+        qconfigs, custom, equalization, backend = configs
+        if self.case.mode == "qat":
+            return api.prepare_qat_fx(model, qconfigs, self.examples, custom, backend)
+        return api.prepare_fx(model, qconfigs, self.examples, custom, equalization, backend)
+
+    @cached_property
+    def prepared(self) -> tuple[Any, Any]:
+        """Both sides as they come from prepare."""
+        case = self.case
+        with quiet(case.engine):
+            given = [case.qconfigs, case.prepare_custom, case.equalization, case.backend]
+            ours = attempt(
+                lambda: self._prepare(
+                    our_fx,
+                    self.model,
+                    [
+                        _translated(make, case.our_prepare_custom if i == 1 else None)
+                        for i, make in enumerate(given)
+                    ],
+                )
+            )
+            theirs = attempt(
+                lambda: self._prepare(
+                    torch_fx, copy.deepcopy(self.model), [*map(_made, given)]
+                )
+            )
+        if isinstance(ours, GraphModule):
+            ours.target = case.engine
+        return ours, theirs
+
+    @cached_property
+    def fresh(self) -> Any:
+        """The difference before anything was observed."""
+        return self.difference(*self.prepared)
+
+    @cached_property
+    def calibrated(self) -> tuple[Any, Any]:
+        """Both sides after torch has seen the batches, ours with torch's state."""
+        self.fresh  # noqa: B018: before the state changes
+        ours, theirs = self.prepared
+        with quiet(self.case.engine):
+            theirs = attempt(lambda: self._observed(theirs))
+            if not isinstance(theirs, Failure):
+                ours.load_state_dict(theirs.state_dict())
+                ours.eval()
+            else:
+                ours = attempt(lambda: self._observed_by_ours(ours))
+        return ours, theirs
+
+    def _observed(self, model: Any) -> Any:
+        trained = [p for p in model.parameters() if p.is_floating_point()]
+        if self.case.steps and trained:
+            optimizer = torch.optim.SGD(trained, lr=0.01)
+            for step in range(self.case.steps):
+                optimizer.zero_grad()
+                result = model(*drawn(self.case.inputs, 10 + step, self.exact))
+                loss = sum((part.float() ** 2).mean() for part in _tensors(result))
+                loss.backward()
+                optimizer.step()
+        with torch.no_grad():
+            for batch in self.batches():
+                model(*batch)
+        return model.eval()
+
+    def _observed_by_ours(self, model: GraphModule) -> GraphModule:
+        for batch in self.batches():
+            model(*map(from_torch, batch))
+        return model.eval()
+
+    # ---- convert
+
+    def convert(self, form: Stage) -> tuple[Any, Any]:
+        """Return both sides converted."""
+        if form not in self.converted:
+            ours, theirs = self.calibrated
+            with quiet(self.case.engine), torch.no_grad():
+                self.converted[form] = (
+                    attempt(lambda: self._convert(our_fx, ours, form)),
+                    attempt(lambda: self._convert(torch_fx, copy.deepcopy(theirs), form)),
+                )
+        return self.converted[form]
+
+    def _convert(self, api: Any, model: Any, form: Stage) -> Any:
+        case = self.case
+        if api is torch_fx:
+            custom, qconfigs = _made(case.convert_custom), _made(case.convert_qconfigs)
+            backend = _made(case.backend)
+        else:
+            custom = _translated(case.convert_custom, case.our_convert_custom)
+            qconfigs, backend = _translated(case.convert_qconfigs), _translated(case.backend)
+        if form == "decomposed":
+            return api._convert_to_reference_decomposed_fx(model, custom, qconfigs, backend)
+        if form == "reference":
+            return api.convert_to_reference_fx(
+                model, custom, case.remove_qconfig, qconfigs, backend
+            )
+        return api.convert_fx(
+            model, custom, case.remove_qconfig, qconfigs, backend, case.keep_original_weights
+        )
+
+    # ---- comparing
+
+    def difference(self, ours: Any, theirs: Any) -> Any:
+        with quiet(self.case.engine):
+            return program_diff(ours.program, capture_graph_module(theirs))
+
+    def check(self, stage: Stage) -> None:
+        """Both sides give the same calls, or fail alike, as the case says."""
+        sides = {"fused": "fused", "prepared": "prepared", "calibrated": "calibrated"}
+        ours, theirs = getattr(self, stage) if stage in sides else self.convert(stage)
+        if stage in self.case.raises:
+            self.check_failure(self.case.raises[stage], ours, theirs)
+            return
+        for side in (ours, theirs):
+            if isinstance(side, Failure):
+                raise AssertionError(f"{stage} failed") from side.error
+        found = self.fresh if stage == "prepared" else self.difference(ours, theirs)
+        assert not found, _differences(found)
+        if stage == "prepared" and "calibrated" not in self.case.raises:
+            found = self.difference(*self.calibrated)
+            assert not found, f"after calibration: {_differences(found)}"
+
+    def check_failure(self, named: str, ours: Any, theirs: Any) -> None:
+        assert isinstance(theirs, Failure), "torch does not fail"
+        if not named:
+            assert not isinstance(ours, Failure), f"does not do better: {ours}"
+            return
+        assert isinstance(ours, Failure), "ours does not fail"
+        if not isinstance(ours.error, REFUSALS):
+            raise AssertionError("an error that says nothing") from ours.error
+        assert named in str(ours.error)
+        assert "\n" not in str(ours.error)
+
+    @cached_property
+    def arrays(self) -> list[Any]:
+        """Inputs that no observer has seen."""
+        return [*map(from_torch, drawn(self.case.inputs, 4, self.exact))]
+
+    def run_ours(self, executor: Any = "fast") -> Any:
+        """Run our lowered model."""
+        with quiet(self.case.engine):
+            return self.convert("lowered")[0].run(*self.arrays, executor=executor).outputs
+
+    def check_outputs(self) -> None:
+        """The lowered model returns what torch's does, in both executors."""
+        ours, theirs = self.convert("lowered")
+        with quiet(self.case.engine), torch.no_grad():
+            # Packed weights remember the engine; what is copied is packed anew.
+            expected = copy.deepcopy(theirs)(*drawn(self.case.inputs, 4, self.exact))
+        for executor in ("fast", "reference"):
+            if not same(self.run_ours(executor), expected):
+                raise AssertionError(f"outputs differ\n{self.run_diff()}")
+
+    def run_diff(self) -> RunDiff:
+        ours, theirs = self.convert("lowered")
+        with quiet(self.case.engine):
+            return run_diff(ours.graph, theirs, self.arrays, ours.target)
+
+    def check_all_but_float_sums(self) -> None:
+        """Every node returns what torch's does, given torch's operands, or is a float sum."""
+        for row in self.run_diff().rows:
+            near = row.op in FLOAT_SUMS and row.max_step < 1e-4
+            assert row.equal or row.inherited or near, str(row)
+
+    def check_own_calibration(self) -> None:
+        """Observers that we ran have the state of those that torch ran, and convert to the same."""
+        ours, theirs = self.prepared
+        assert not self.fresh, _differences(self.fresh)
+        with quiet(self.case.engine):
+            self._observed_by_ours(ours)
+            self._observed(theirs)
+            found = self.difference(ours, theirs)
+            assert not found, _differences(found)
+            found = self.difference(
+                self._convert(our_fx, ours, "lowered"),
+                self._convert(torch_fx, copy.deepcopy(theirs), "lowered"),
+            )
+            assert not found, _differences(found)
+
+
+def _differences(found: Any) -> str:
+    lines = [f"{len(found.differences)} of {len(found.rows)} rows differ"]
+    for row in found.differences[:8]:
+        lines += [f"  ours  {row.ours[:150]}", f"  torch {row.torch[:150]}"]
+        lines += [f"        {difference}" for difference in row.differences[:6]]
+    return "\n".join(lines)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors([*value.values()])
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two returned values have the same structure and bits."""
+    if isinstance(theirs, torch.Tensor):
+        ours_type, theirs = type(ours), from_torch(theirs)
+        if isinstance(theirs, QTensor):
+            return ours_type is QTensor and (
+                (ours.dtype, ours.axis) == (theirs.dtype, theirs.axis)
+                and np.array_equal(ours.scale, theirs.scale)
+                and np.array_equal(ours.zero_point, theirs.zero_point)
+                and np.array_equal(ours.int_repr, theirs.int_repr)
+            )
+        return (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and np.array_equal(
+            ours, theirs, equal_nan=theirs.dtype.kind == "f"
+        )
+    if isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in theirs)
+    if isinstance(theirs, tuple | list):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return bool(ours == theirs) or (isinstance(theirs, float) and math.isnan(theirs))

@@ -1,0 +1,534 @@
+"""Lowering: call for call what torch's convert_fx makes of the same reference model."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flows
+import pytest
+import torch
+import torch.nn.functional as F
+from ledger import Ledger
+from torch import nn
+from torch.ao.quantization import (
+    QConfig,
+    QConfigMapping,
+    default_dynamic_qconfig,
+    default_weight_observer,
+    float16_dynamic_qconfig,
+    float16_static_qconfig,
+    float_qparams_weight_only_qconfig,
+    float_qparams_weight_only_qconfig_4bit,
+    get_default_qconfig_mapping,
+    per_channel_dynamic_qconfig,
+    quantize_fx,
+)
+from torch.ao.quantization.backend_config import get_onednn_backend_config
+from torch.ao.quantization.observer import MinMaxObserver
+
+from refquant.fx.lower import lower
+from refquant.importers.torch_capture import capture_graph_module
+from refquant.ir.errors import VerifyError
+from refquant.ir.program import Owner, Program
+from refquant.program_diff import program_diff
+
+torch.manual_seed(3)
+
+
+class Body(nn.Module):
+    """Modules and parameters by name, and a function of them as forward."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, torch.Tensor) else part)
+        self.function = forward
+
+    def forward(self, given: torch.Tensor) -> Any:
+        return self.function(self, given)
+
+
+class Pair(Body):
+    """Likewise with two inputs."""
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> Any:
+        return self.function(self, first, second)
+
+
+class Case(NamedTuple):
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    mapping: QConfigMapping | None = None
+    backend: Any = None
+
+
+def mapping_of(qconfig: Any) -> QConfigMapping:
+    return QConfigMapping().set_global(qconfig)
+
+
+DYNAMIC = mapping_of(default_dynamic_qconfig)
+DYNAMIC_BY_CHANNEL = mapping_of(per_channel_dynamic_qconfig)
+HALF = mapping_of(float16_dynamic_qconfig)
+TABLE = mapping_of(float_qparams_weight_only_qconfig)
+TABLE_4BIT = mapping_of(float_qparams_weight_only_qconfig_4bit)
+
+
+def x(*shape: int) -> torch.Tensor:
+    return torch.randn(shape)
+
+
+def chain(*modules: nn.Module) -> nn.Module:
+    return nn.Sequential(*modules)
+
+
+def function(function: Callable[..., Any], *shape: int, **parts: Any) -> Case:
+    """A function between a linear layer, which gives quantized values, and another one."""
+
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        return function(self, self.before(given))
+
+    width = shape[-1]
+    return Case(Body(forward, before=nn.Linear(width, width), **parts), (x(*shape),))
+
+
+def between(module: nn.Module, *shape: int) -> Case:
+    return function(lambda self, y: self.module(y), *shape, module=module)
+
+
+def conv_case(rank: int, relu: Any = None, **settings: Any) -> Case:
+    conv = getattr(nn, f"Conv{rank}d")(4, 6, 3, **settings)
+    parts = [conv] if relu is None else [conv, relu]
+    return Case(chain(*parts), (x(2, 4, *(7,) * rank),))
+
+
+def functional_conv(rank: int, relu: bool, bias: bool = True, **settings: Any) -> Case:
+    ones, zeros = (1,) * rank, (0,) * rank
+
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        given = getattr(F, f"conv{rank}d")(
+            given,
+            self.w,
+            self.b if bias else None,
+            settings.get("stride", ones),
+            settings.get("padding", zeros),
+            settings.get("dilation", ones),
+            settings.get("groups", 1),
+        )
+        return F.relu(given) if relu else given
+
+    groups = settings.get("groups", 1)
+    parts = {"w": x(6, 4 // groups, *(3,) * rank), "b": x(6)}
+    return Case(Body(forward, **parts), (x(2, 4, *(7,) * rank),))
+
+
+def functional_transposed(rank: int) -> Case:
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        ones = 1 if rank == 1 else (1,) * rank
+        zeros = 0 if rank == 1 else (0,) * rank
+        return getattr(F, f"conv_transpose{rank}d")(
+            given, self.w, self.b, ones, zeros, zeros, 2, ones
+        )
+
+    return Case(Body(forward, w=x(4, 3, *(3,) * rank), b=x(6)), (x(2, 4, *(5,) * rank),))
+
+
+def linear_weights(**parts: Any) -> dict[str, Any]:
+    return {"w": x(6, 4), "b": x(6), **parts}
+
+
+def recurrent(module: nn.Module, mapping: QConfigMapping) -> Case:
+    shape = (5, 2, 4) if isinstance(module, nn.RNNBase) else (2, 4)
+    return Case(chain(module), (x(*shape),), mapping)
+
+
+def onednn(model: nn.Module, *inputs: torch.Tensor) -> Case:
+    return Case(model, inputs, None, get_onednn_backend_config())
+
+
+def shared_weight() -> Case:
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        return F.linear(F.linear(given, self.w, self.b), self.w)
+
+    return Case(Body(forward, w=x(4, 4), b=x(4)), (x(2, 4),))
+
+
+def nested() -> Case:
+    inner = Body(
+        lambda self, y: F.relu(F.linear(y, self.w, self.b)) + self.lin(y), **linear_weights()
+    )
+    inner.lin = nn.Linear(4, 6)
+    twice = Body(lambda self, y: F.linear(self.inner(y), self.w), inner=inner, w=x(5, 6))
+    return Case(chain(twice, nn.Linear(5, 3)), (x(2, 4),))
+
+
+def called_twice() -> Case:
+    return Case(
+        Body(lambda self, y: self.lin(self.relu(self.lin(y))), lin=nn.Linear(4, 4), relu=nn.ReLU()),
+        (x(2, 4),),
+    )
+
+
+def two_paths() -> Case:
+    lin = nn.Linear(4, 4)
+    return Case(Body(lambda self, y: self.a(self.b(y)), a=lin, b=lin), (x(2, 4),))
+
+
+def unquantized(**entries: Any) -> Case:
+    """Modules and functions of which some have no QConfig."""
+
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        y = self.second(self.first(given))
+        y = F.linear(y, self.w, self.b) + y
+        return torch.sigmoid(torch.mul(y, 2.0))
+
+    parts = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 6), "w": x(6, 6), "b": x(6)}
+    mapping = get_default_qconfig_mapping("fbgemm")
+    for name in entries.get("names", ()):
+        mapping.set_module_name(name, None)
+    for kind in entries.get("types", ()):
+        mapping.set_object_type(kind, None)
+    return Case(Body(forward, **parts), (x(2, 4),), mapping)
+
+
+def half_static() -> Case:
+    mapping = mapping_of(float16_static_qconfig)
+    from torch.ao.quantization.backend_config.native import (
+        get_test_only_legacy_native_backend_config,
+    )
+
+    def forward(self: Any, given: torch.Tensor) -> Any:
+        y = torch.sigmoid(self.lin(given)).reshape(2, -1)
+        return torch.cat((F.relu(y) + 1.0, torch.mean(y, 1, keepdim=True)), 1)
+
+    model = Body(forward, lin=nn.Linear(4, 6))
+    return Case(model, (x(2, 4),), mapping, get_test_only_legacy_native_backend_config())
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    # static modules
+    "Linear": lambda: Case(chain(nn.Linear(4, 6)), (x(2, 4),)),
+    "Linear without bias": lambda: Case(chain(nn.Linear(4, 6, bias=False)), (x(2, 4),)),
+    "Linear ReLU": lambda: Case(chain(nn.Linear(4, 6), nn.ReLU()), (x(2, 4),)),
+    **{
+        f"Conv{r}d {what}": lambda r=r, relu=relu, s=s: conv_case(r, relu, **s)
+        for r in (1, 2, 3)
+        for what, relu, s in (
+            ("plain", None, {"stride": 2, "padding": 1, "dilation": 1}),
+            ("relu", nn.ReLU(), {"groups": 2, "bias": False}),
+        )
+    },
+    "Conv1d reflect": lambda: conv_case(1, padding=1, padding_mode="reflect"),
+    "Conv2d reflect": lambda: conv_case(2, nn.ReLU(), padding=(1, 2), padding_mode="reflect"),
+    **{
+        f"ConvTranspose{r}d": lambda r=r: Case(
+            chain(getattr(nn, f"ConvTranspose{r}d")(4, 6, 3, 2, 1, 1, groups=2)),
+            (x(2, 4, *(4,) * r),),
+        )
+        for r in (1, 2, 3)
+    },
+    "ConvTranspose2d then ReLU": lambda: Case(
+        chain(nn.ConvTranspose2d(4, 6, 3), nn.ReLU()), (x(1, 4, 4, 4),)
+    ),
+    "Conv BatchNorm ReLU": lambda: Case(
+        chain(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), (x(1, 3, 5, 5),)
+    ),
+    "one module called twice": called_twice,
+    "one module at two paths": two_paths,
+    # two inputs, onednn
+    "ConvAdd2d": lambda: onednn(
+        Pair(lambda s, a, b: s.conv(a) + b, conv=nn.Conv2d(3, 3, 3, padding=1)),
+        *(x(1, 3, 5, 5), x(1, 3, 5, 5)),
+    ),
+    "ConvAddReLU2d": lambda: onednn(
+        Pair(
+            lambda s, a, b: s.relu(torch.add(s.conv(a), b)),
+            conv=nn.Conv2d(3, 3, 3, padding=1),
+            relu=nn.ReLU(),
+        ),
+        *(x(1, 3, 5, 5), x(1, 3, 5, 5)),
+    ),
+    "LinearLeakyReLU": lambda: onednn(chain(nn.Linear(4, 5), nn.LeakyReLU(0.2)), x(2, 4)),
+    "LinearTanh": lambda: Case(
+        chain(nn.Linear(4, 5), nn.Tanh()),
+        (x(2, 4),),
+        mapping_of(get_default_qconfig_mapping("fbgemm").global_qconfig),
+        get_onednn_backend_config(),
+    ),
+    # dynamic modules
+    **{
+        f"dynamic {name} {kind}": lambda make=make, mapping=mapping: recurrent(make(), mapping)
+        for kind, mapping in (("int8", DYNAMIC), ("fp16", HALF))
+        for name, make in (
+            ("Linear", lambda: nn.Linear(4, 5)),
+            ("Linear without bias", lambda: nn.Linear(4, 5, bias=False)),
+            ("LSTM", lambda: nn.LSTM(4, 3, 2, bidirectional=True, batch_first=True, dropout=0.5)),
+            ("LSTM with projection", lambda: nn.LSTM(4, 3, proj_size=2)),
+            ("GRU", lambda: nn.GRU(4, 3)),
+            ("LSTMCell", lambda: nn.LSTMCell(4, 3)),
+            ("GRUCell", lambda: nn.GRUCell(4, 3, bias=False)),
+            ("RNNCell", lambda: nn.RNNCell(4, 3, nonlinearity="relu")),
+        )
+    },
+    "dynamic Linear by channel": lambda: recurrent(nn.Linear(4, 5), DYNAMIC_BY_CHANNEL),
+    "dynamic LinearReLU": lambda: Case(
+        chain(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (x(2, 4),), DYNAMIC
+    ),
+    "dynamic LinearReLU fp16": lambda: Case(
+        chain(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), (x(2, 4),), HALF
+    ),
+    "dynamic Conv2d": lambda: Case(chain(nn.Conv2d(3, 4, 3)), (x(1, 3, 5, 5),), DYNAMIC),
+    # weight only
+    **{
+        f"{name} {bits}": lambda make=make, mapping=mapping: Case(
+            chain(make()), (torch.arange(6).reshape(2, 3),), mapping
+        )
+        for bits, mapping in (("8 bits", TABLE), ("4 bits", TABLE_4BIT))
+        for name, make in (
+            ("Embedding", lambda: nn.Embedding(7, 6, padding_idx=1)),
+            ("EmbeddingBag", lambda: nn.EmbeddingBag(7, 4, include_last_offset=True)),
+        )
+    },
+    # static functions
+    "F.linear": lambda: Case(
+        Body(lambda s, y: F.linear(y, s.w, s.b), **linear_weights()), (x(2, 4),)
+    ),
+    "F.linear, bias by keyword": lambda: Case(
+        Body(lambda s, y: F.linear(y, s.w, bias=s.b), **linear_weights()), (x(2, 4),)
+    ),
+    "F.linear without bias, F.relu": lambda: Case(
+        Body(lambda s, y: F.relu(F.linear(y, s.w)), **linear_weights()), (x(2, 4),)
+    ),
+    "F.linear, nn.ReLU": lambda: Case(
+        Body(lambda s, y: s.relu(F.linear(y, s.w, s.b)), **linear_weights(relu=nn.ReLU())),
+        (x(2, 4),),
+    ),
+    "F.linear by tensor": lambda: Case(
+        Body(lambda s, y: F.linear(y, s.w, s.b), **linear_weights()),
+        (x(2, 4),),
+        mapping_of(QConfig(MinMaxObserver, default_weight_observer)),
+    ),
+    "F.linear, weight computed": lambda: Case(
+        Body(lambda s, y: F.linear(y, s.w.t() * 2.0, s.b), w=x(4, 6), b=x(6)), (x(2, 4),)
+    ),
+    "one weight for two functions": shared_weight,
+    "functions in nested modules": nested,
+    **{
+        f"F.conv{r}d {what}": lambda r=r, relu=relu, s=s: functional_conv(r, relu, **s)
+        for r in (1, 2, 3)
+        for what, relu, s in (
+            ("plain", False, {"stride": (2,) * r, "padding": (1,) * r}),
+            ("relu", True, {"bias": False, "groups": 2}),
+        )
+    },
+    "F.conv1d with ints": lambda: functional_conv(1, False, stride=2, padding=1, dilation=1),
+    "F.conv2d by keywords": lambda: Case(
+        Body(
+            lambda s, y: F.conv2d(
+                y, s.w, bias=s.b, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1
+            ),
+            w=x(6, 4, 3, 3),
+            b=x(6),
+        ),
+        (x(1, 4, 5, 5),),
+    ),
+    **{f"F.conv_transpose{r}d": lambda r=r: functional_transposed(r) for r in (1, 2, 3)},
+    # dynamic functions
+    **{
+        f"dynamic F.linear {kind}{what}": lambda f=f, m=m: Case(
+            Body(f, **linear_weights(relu=nn.ReLU())), (x(2, 4),), m
+        )
+        for kind, m in (("int8", DYNAMIC), ("fp16", HALF), ("by channel", DYNAMIC_BY_CHANNEL))
+        for what, f in (
+            ("", lambda s, y: F.linear(y, s.w, s.b)),
+            (", bias by keyword", lambda s, y: F.linear(y, s.w, bias=s.b)),
+            (", F.relu", lambda s, y: F.relu(F.linear(y, s.w))),
+            (", nn.ReLU", lambda s, y: s.relu(F.linear(y, s.w, s.b))),
+        )
+    },
+    "dynamic F.conv2d": lambda: functional_conv(2, False)._replace(mapping=DYNAMIC),
+    # binary
+    **{
+        f"{name}{what}": lambda f=f, relu=relu: function(
+            lambda s, y: relu(s, f(y, s.other(y))), 2, 4, other=nn.Linear(4, 4), relu=nn.ReLU()
+        )
+        for name, f in (
+            ("operator.add", operator.add),
+            ("operator.mul", operator.mul),
+            ("torch.add", torch.add),
+            ("torch.mul", torch.mul),
+            ("torch.add with alpha", lambda a, b: torch.add(a, b, alpha=2)),
+        )
+        for what, relu in (
+            ("", lambda s, y: y),
+            (" F.relu", lambda s, y: F.relu(y)),
+            (" torch.relu", lambda s, y: torch.relu(y)),
+            (" nn.ReLU", lambda s, y: s.relu(y)),
+        )
+    },
+    "x + x": lambda: function(lambda s, y: y + y, 2, 4),
+    "x + 2": lambda: function(lambda s, y: F.relu(torch.mul(y + 2, 0.5)), 2, 4),
+    "2 + x": lambda: function(lambda s, y: 2 * (2 + y), 2, 4),
+    "float input + quantized": lambda: Case(
+        Body(lambda s, y: s.lin(y) + y, lin=nn.Linear(4, 4)), (x(2, 4),)
+    ),
+    "torch.matmul": lambda: function(lambda s, y: torch.matmul(y, s.other(y)), 4, 4,
+                                     other=nn.Linear(4, 4)),
+    "operator.matmul": lambda: function(lambda s, y: y @ s.other(y), 4, 4, other=nn.Linear(4, 4)),
+    # shapes
+    "getattr shape": lambda: function(lambda s, y: y.reshape(y.shape[0], -1) + y, 2, 4),
+    "size": lambda: function(lambda s, y: y.view(y.size(0), -1), 2, 4),
+    # fixed quantization parameters
+    **{
+        name: lambda f=f: function(f, 2, 4)
+        for name, f in (
+            ("F.hardsigmoid", lambda s, y: F.hardsigmoid(y)),
+            ("F.sigmoid", lambda s, y: F.sigmoid(y)),
+            ("torch.sigmoid", lambda s, y: torch.sigmoid(y)),
+            ("torch.tanh", lambda s, y: torch.tanh(y)),
+            ("x.sigmoid()", lambda s, y: y.sigmoid()),
+            ("x.tanh()", lambda s, y: y.tanh()),
+        )
+    },
+    **{
+        name: lambda name=name, args=args: between(getattr(nn, name)(*args), 2, 4)
+        for name, args in (
+            *(("Hardsigmoid", ()), ("Sigmoid", ()), ("Tanh", ()), ("Softmax", (1,))),
+            *(("ELU", (0.7, True)), ("LeakyReLU", (0.2,)), ("Hardswish", ()), ("PReLU", ())),
+            *(("LayerNorm", (4,)), ("Dropout", (0.3,)), ("Identity", ()), ("ReLU6", ())),
+            *(("Hardtanh", (-1.0, 2.0)), ("GELU", ()), ("Flatten", ())),
+        )
+    },
+    # those of the quantize
+    "BatchNorm2d": lambda: between(nn.BatchNorm2d(3), 2, 3, 4, 4),
+    "BatchNorm3d": lambda: between(nn.BatchNorm3d(3), 2, 3, 2, 4, 4),
+    "BNReLU2d": lambda: between(chain(nn.BatchNorm2d(3), nn.ReLU()), 2, 3, 4, 4),
+    "BNReLU3d": lambda: between(chain(nn.BatchNorm3d(3), nn.ReLU()), 2, 3, 2, 4, 4),
+    **{
+        f"InstanceNorm{r}d": lambda r=r: between(
+            getattr(nn, f"InstanceNorm{r}d")(3, affine=r > 1), 2, 3, *(4,) * r
+        )
+        for r in (1, 2, 3)
+    },
+    "F.elu": lambda: function(lambda s, y: F.elu(y, 0.5, inplace=True), 2, 4),
+    "F.hardswish": lambda: function(lambda s, y: F.hardswish(y, inplace=False), 2, 4),
+    "F.leaky_relu": lambda: function(lambda s, y: F.leaky_relu(y, 0.2), 2, 4),
+    "F.dropout": lambda: function(lambda s, y: F.dropout(y, 0.2, training=False), 2, 4),
+    "F.layer_norm": lambda: function(lambda s, y: F.layer_norm(y, (4,), s.g, s.g), 2, 4, g=x(4)),
+    "F.instance_norm": lambda: function(
+        lambda s, y: F.instance_norm(y, weight=s.g, bias=s.g), 2, 3, 4, g=x(3)
+    ),
+    "F.group_norm": lambda: function(lambda s, y: F.group_norm(y, 2, s.g, s.g), 2, 4, g=x(4)),
+    # those of the operand
+    **{
+        name: lambda f=f, shape=shape: function(f, *shape)
+        for name, shape, f in (
+            ("F.adaptive_avg_pool2d", (1, 2, 4, 4), lambda s, y: F.adaptive_avg_pool2d(y, 2)),
+            ("F.adaptive_avg_pool1d", (1, 2, 4), lambda s, y: F.adaptive_avg_pool1d(y, 2)),
+            ("F.hardtanh", (2, 4), lambda s, y: F.hardtanh(y, -0.5, 0.5)),
+            ("F.interpolate", (1, 2, 4, 4), lambda s, y: F.interpolate(y, scale_factor=2)),
+            ("F.max_pool1d", (1, 2, 4), lambda s, y: F.max_pool1d(y, 2)),
+            ("F.max_pool2d", (1, 2, 4, 4), lambda s, y: F.max_pool2d(y, 2)),
+            ("F.max_pool3d", (1, 2, 4, 4, 4), lambda s, y: F.max_pool3d(y, 2)),
+            ("F.relu", (2, 4), lambda s, y: F.relu(y)),
+            ("F.relu by keyword", (2, 4), lambda s, y: F.relu(input=y)),
+            ("F.relu6", (2, 4), lambda s, y: F.relu6(y)),
+            ("F.avg_pool1d", (1, 2, 4), lambda s, y: F.avg_pool1d(y, 2)),
+            ("F.avg_pool2d", (1, 2, 4, 4), lambda s, y: F.avg_pool2d(y, 2)),
+            ("F.avg_pool3d", (1, 2, 4, 4, 4), lambda s, y: F.avg_pool3d(y, 2)),
+            ("torch.clamp", (2, 4), lambda s, y: torch.clamp(y, -0.5, 0.5)),
+            ("torch.flatten", (1, 2, 4), lambda s, y: torch.flatten(y, 1)),
+            ("torch.mean", (1, 2, 4), lambda s, y: torch.mean(y, 1)),
+            ("x // 2", (2, 4), lambda s, y: y // 2),
+            ("F.channel_shuffle", (1, 4, 2, 4), lambda s, y: F.channel_shuffle(y, 2)),
+            ("x.clamp", (2, 4), lambda s, y: y.clamp(-0.5, 0.5)),
+            ("x.mean", (2, 4), lambda s, y: y.mean(1)),
+            ("x.relu", (2, 4), lambda s, y: y.relu()),
+            ("torch.narrow", (2, 4), lambda s, y: torch.narrow(y, 1, 0, 2)),
+            ("torch.transpose", (2, 4), lambda s, y: torch.transpose(y, 0, 1)),
+            ("torch.squeeze", (1, 4), lambda s, y: torch.squeeze(y, 0)),
+            ("torch.stack", (2, 4), lambda s, y: torch.stack([y, y], 0)),
+            ("torch.unsqueeze", (2, 4), lambda s, y: torch.unsqueeze(y, 0)),
+            ("repeat_interleave", (2, 4), lambda s, y: torch.repeat_interleave(y, 2, 0)),
+            ("F.pixel_shuffle", (1, 4, 2, 4), lambda s, y: F.pixel_shuffle(y, 2)),
+            ("F.pixel_unshuffle", (1, 4, 2, 4), lambda s, y: F.pixel_unshuffle(y, 2)),
+            ("x.contiguous", (2, 4), lambda s, y: y.contiguous()),
+            ("x.detach", (2, 4), lambda s, y: y.detach()),
+            ("x.permute", (2, 4), lambda s, y: y.permute(1, 0)),
+            ("x.repeat", (2, 4), lambda s, y: y.repeat(2, 1)),
+            ("x.repeat_interleave", (2, 4), lambda s, y: y.repeat_interleave(2, 0)),
+            ("x.reshape", (2, 4), lambda s, y: y.reshape(4, 2)),
+            ("x.squeeze", (1, 4), lambda s, y: y.squeeze(0)),
+            ("x.transpose", (2, 4), lambda s, y: y.transpose(0, 1)),
+            ("x.unsqueeze", (2, 4), lambda s, y: y.unsqueeze(0)),
+            ("x.view", (2, 4), lambda s, y: y.view(4, 2)),
+            ("torch.cat", (2, 4), lambda s, y: torch.cat([y, y + 1.0], 1)),
+            ("torch.cat of a tuple", (2, 4), lambda s, y: torch.cat((y, s.before(y)), dim=0)),
+            ("torch.cat by keyword", (2, 4), lambda s, y: torch.cat(tensors=[y, y], dim=0)),
+            ("x.expand", (1, 4), lambda s, y: y.expand(2, 4)),
+        )
+    },
+    **{
+        name: lambda m=m, shape=shape: between(m, *shape)
+        for name, shape, m in (
+            ("AdaptiveAvgPool2d", (1, 2, 4, 4), nn.AdaptiveAvgPool2d(2)),
+            ("AvgPool1d", (1, 2, 4), nn.AvgPool1d(2)),
+            ("AvgPool3d", (1, 2, 4, 4, 4), nn.AvgPool3d(2)),
+            ("MaxPool2d", (1, 2, 4, 4), nn.MaxPool2d(2)),
+            ("ChannelShuffle", (1, 4, 2, 4), nn.ChannelShuffle(2)),
+            ("PixelShuffle", (1, 4, 2, 4), nn.PixelShuffle(2)),
+            ("PixelUnshuffle", (1, 4, 2, 4), nn.PixelUnshuffle(2)),
+        )
+    },
+    # no QConfig in places
+    "no QConfig for a module": lambda: unquantized(names=("second",)),
+    "no QConfig for functions": lambda: unquantized(types=(F.linear, torch.mul)),
+    "no QConfig for a sum": lambda: unquantized(types=(operator.add, nn.Linear)),
+    "no QConfig for sigmoid": lambda: unquantized(types=(torch.sigmoid,), names=("first",)),
+    "float16": half_static,
+}
+
+
+def torch_programs(case: Case, keep: bool = False) -> tuple[Program, Program, Any, nn.Module]:
+    """Return torch's reference and lowered programs, its QConfigs, and the lowered model."""
+    with flows.fbgemm():
+        mapping = case.mapping or get_default_qconfig_mapping("fbgemm")
+        prepared = quantize_fx.prepare_fx(
+            copy.deepcopy(case.model).eval(), mapping, case.inputs, backend_config=case.backend
+        )
+        prepared(*case.inputs)
+        observed = prepared.meta["_observed_graph_module_attrs"]
+        settings = {"backend_config": case.backend}
+        reference = capture_graph_module(
+            quantize_fx.convert_to_reference_fx(
+                copy.deepcopy(prepared), _remove_qconfig=False, **settings
+            )
+        )
+        if keep:
+            settings["keep_original_weights"] = True
+        lowered = quantize_fx.convert_fx(copy.deepcopy(prepared), **settings)
+        for call in reference:
+            if call.name in observed.node_name_to_scope:
+                call.owner = Owner(observed.node_name_to_scope[call.name][0], None)
+        expected = capture_graph_module(lowered)
+    return reference, expected, observed.node_name_to_qconfig, lowered
+
+
+def without_qconfigs(program: Program) -> Program:
+    for _, module in program.root.named_modules():
+        module.config.pop("qconfig", None)
+    return program
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lowered_as_torch(name: str, ledger: Ledger) -> None:
+    ours, theirs, qconfigs, _ = torch_programs(CASES[name]())
+    lower(ours, qconfigs)
+    diff = program_diff(without_qconfigs(ours), theirs)
+    ledger.run("convert_fx lowered, call for call", not diff, str(diff))
+    assert str(ours) == str(theirs)
+    assert set(ours.root.state) == set(theirs.root.state)
+    paths = [{path for path, _ in p.root.named_modules(shared=True)} for p in (ours, theirs)]
+    assert paths[0] == paths[1]
