@@ -99,7 +99,7 @@ def capture_graph_module(model: Any) -> Program:
 def _Tracer(torch: Any, leaf_names: Collection[str], leaf_classes: Collection[str]) -> Any:  # noqa: N802
     from torch.ao.quantization.fx.tracer import QuantizationTracer
 
-    class Tracer(QuantizationTracer):  # type: ignore[misc]
+    class Tracer(QuantizationTracer):
         def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
             known = super().is_leaf_module(m, module_qualified_name)
             return known or object_type(type(m)) in leaf_classes
@@ -179,7 +179,9 @@ def plain_value(value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, tuple | list):
         parts = [plain_value(part) for part in value]
-        return _NOTHING if any(part is _NOTHING for part in parts) else type_of_sequence(value)(parts)
+        return (
+            _NOTHING if any(part is _NOTHING for part in parts) else type_of_sequence(value)(parts)
+        )
     return _NOTHING
 
 

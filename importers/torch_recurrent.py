@@ -24,6 +24,7 @@ from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
 from refquant.ir.packed_cell import PackedCell
 from refquant.ir.qtensor import QTensor
+from refquant.ir.types import Dim
 
 Mod = Any
 Project = Callable[[Value], Value]
@@ -92,7 +93,9 @@ def _dynamic(b: TorchBuilder, packed: Any, name: str, reduce_range: bool) -> Pro
     weight, bias = b.parameter(f"{name}.weight", packed.weight), None
     if packed.bias is not None:
         bias = b.parameter(f"{name}.bias", packed.bias)
-    return lambda x: b.emit("quantized::linear_dynamic", x, weight, bias, reduce_range=reduce_range)
+    return lambda x: b.emit(
+        "quantized::linear_dynamic", x, weight, bias, reduce_range=reduce_range
+    )
 
 
 def _projections(b: TorchBuilder, module: Mod, place: str, index: int) -> tuple[Project, Project]:
@@ -123,9 +126,7 @@ def _float(b: TorchBuilder, module: Mod, part: str, place: str) -> Project:
 # ---- layers
 
 
-def recurrent(
-    b: TorchBuilder, module: Mod, input: Value, hx: Any = None
-) -> tuple[Value, Any]:
+def recurrent(b: TorchBuilder, module: Mod, input: Value, hx: Any = None) -> tuple[Value, Any]:
     """``nn.LSTM``, ``GRU``, ``RNN``, their reference and their dynamic forms."""
     mode = module.config.get("mode", module.kind.rpartition(".")[2])
     only(input.type.rank == 3, f"{mode} without a batch dimension")
@@ -134,7 +135,8 @@ def recurrent(
     if module.batch_first:
         input = b.emit("aten::transpose", input, dim0=0, dim1=1)
     steps, rows = input.type.shape[:2]
-    only(isinstance(steps, int), f"{mode} over a symbolic number of steps")
+    if isinstance(steps, Dim):
+        raise UnsupportedError(f"{mode} over a symbolic number of steps")
     directions = ("", "_reverse") if module.bidirectional else ("",)
     count = module.num_layers * len(directions)
     given = _initial(b, hx, 2 if mode == "LSTM" else 1, (count, rows, module.hidden_size))
@@ -146,7 +148,7 @@ def recurrent(
             project, recur = _projections(b, module, f"l{layer}{reverse}", index)
             gates = project(input)
             state = tuple(getitem(b, part, index) for part in given)
-            order = range(steps - 1, -1, -1) if reverse else range(steps)  # type: ignore[operator,arg-type]
+            order = range(steps - 1, -1, -1) if reverse else range(steps)
             outputs: dict[int, Value] = {}
             for t in order:
                 state = _STEPS[mode](b, getitem(b, gates, t), state, recur)
@@ -234,7 +236,8 @@ def quantizable_lstm(
     if module.batch_first:
         input = b.emit("aten::transpose", input, dim0=0, dim1=1)
     steps, rows = input.type.shape[:2]
-    only(isinstance(steps, int), "an LSTM over a symbolic number of steps")
+    if isinstance(steps, Dim):
+        raise UnsupportedError("an LSTM over a symbolic number of steps")
     directions = 2 if module.bidirectional else 1
     shape = (module.num_layers * directions, rows, module.hidden_size)
     given = tuple(hidden) if hidden is not None else (_quantized_zeros(b, input, shape),) * 2
@@ -243,13 +246,13 @@ def quantizable_lstm(
         halves = []
         for name in ("layer_fw", "layer_bw")[:directions]:
             state = tuple(getitem(b, part, len(finals)) for part in given)
-            order = range(steps) if name == "layer_fw" else range(steps - 1, -1, -1)  # type: ignore[operator,arg-type]
+            order = range(steps) if name == "layer_fw" else range(steps - 1, -1, -1)
             outputs: dict[int, Value] = {}
             for t in order:
-                state = _quantizable_step(b, layer.parts[name].cell, getitem(b, input, t), state)  # type: ignore[arg-type]
+                state = _quantizable_step(b, layer.parts[name].cell, getitem(b, input, t), state)
                 outputs[t] = state[0]
             halves.append(stack(b, [outputs[t] for t in sorted(outputs)], 0))
-            finals.append(state)  # type: ignore[arg-type]
+            finals.append(state)
         input = cat(b, halves, 2) if len(halves) > 1 else halves[0]
     if module.batch_first:
         input = b.emit("aten::transpose", input, dim0=0, dim1=1)

@@ -160,7 +160,7 @@ def run(
     executor: Executor,
     record: bool | Collection[str],
     observe: Observe | None,
-    modules: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    modules: Mapping[str, Callable[..., Tensor]] | None = None,
 ) -> Result:
     """Run ``graph``; see :meth:`refquant.ir.graph.Graph.run`."""
     sizes = check_inputs(graph, inputs)

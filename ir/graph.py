@@ -138,7 +138,7 @@ class Graph:
         executor: Executor = "fast",
         record: bool | Collection[str] = False,
         observe: Callable[[Node, tuple[Tensor, ...]], None] | None = None,
-        modules: Mapping[str, Callable[[Any], Any]] | None = None,
+        modules: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Result:
         """Run the model.
 

@@ -63,7 +63,9 @@ class Module:
     def __getitem__(self, index: int) -> Any:
         return list(self.parts.values())[index]
 
-    def named_modules(self, prefix: str = "", *, shared: bool = False) -> Iterator[tuple[str, Any]]:
+    def named_modules(
+        self, prefix: str = "", *, shared: bool = False
+    ) -> Iterator[tuple[str, Any]]:
         """Yield the module and all in it with their paths.
 
         Parameters

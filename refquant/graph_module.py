@@ -75,9 +75,7 @@ class GraphModule:
             self.types = tuple(map(type_of, inputs))
         graph = self.graph
         live = {
-            path: found
-            for path in graph.modules
-            if callable(found := self.program.root.get(path))
+            path: found for path in graph.modules if callable(found := self.program.root.get(path))
         }
         return graph.run(*inputs, modules=live, **options)
 
@@ -171,5 +169,3 @@ def _example(kind: TensorType) -> TensorType:
 def flat_state(live: Any) -> dict[str, Any]:
     """Return the state of an observer or fake-quant under its flat names."""
     return dict(live.state_dict())
-
-

@@ -426,5 +426,3 @@ def _backend(given: Any) -> BackendConfig:
     if given is None:
         return get_native_backend_config()
     return _config("backend_config", given, BackendConfig)
-
-

@@ -12,7 +12,6 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.qtensor import Array
 
-
 # Attributes that torch's classes do not have.
 _OWN = ("batches", "elements", "mask", "target")
 

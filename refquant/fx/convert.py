@@ -6,8 +6,6 @@ import copy
 import warnings
 from typing import Any
 
-import numpy as np
-
 from refquant.backend_config import BackendConfig
 from refquant.backend_config.lookup import (
     get_fused_module_classes,
@@ -265,7 +263,11 @@ class _Conversion:
             )
 
     def remove_dequantize(self, value: Any, call: Call) -> None:
-        if isinstance(value, Call) and value.kind == "call_method" and value.target == "dequantize":
+        if (
+            isinstance(value, Call)
+            and value.kind == "call_method"
+            and value.target == "dequantize"
+        ):
             call.replace_input(value, value.args[0])
         elif isinstance(value, list | tuple):
             for part in value:

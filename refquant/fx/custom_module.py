@@ -82,7 +82,11 @@ def quantized_module(module: Any, config: ConvertCustomConfig, path: str) -> Any
 
 
 def _swapped(
-    module: Any, qconfig: QConfigAny, mapping: Mapping[QuantType, Mapping[Any, Any]], path: str, what: str
+    module: Any,
+    qconfig: QConfigAny,
+    mapping: Mapping[QuantType, Mapping[Any, Any]],
+    path: str,
+    what: str,
 ) -> Any:
     kind = quant_type(qconfig)
     table = {_name(key): value for key, value in mapping.get(kind, {}).items()}

@@ -51,9 +51,8 @@ def equalize(program: Program, qconfigs: Mapping[str, Any]) -> None:
     for call in list(program):
         if isinstance(job.module(call), _InputEqualizationObserver):
             job.scale_input(call)
-        elif call.name in job.weights:
-            if not job.scale_weight(call):
-                return
+        elif call.name in job.weights and not job.scale_weight(call):
+            return
 
 
 class _Equalization:
@@ -110,7 +109,7 @@ class _Equalization:
     def inner(self, layer: Call) -> Module:
         """Return the module with the weight, in a fused one the first."""
         module: Module = self.module(layer)
-        return module[0] if module.kind in _FUSED else module  # type: ignore[no-any-return]
+        return module[0] if module.kind in _FUSED else module
 
     # ---- inputs
 

@@ -23,7 +23,7 @@ def is_custom_lstm(module: Any, qconfig: QConfigAny) -> bool:
 
 
 def insert_dequant_stubs(program: Program, call: Call, attributes: Attributes) -> Call:
-    """Take the result ``(output, (hidden, cell))`` apart, dequantize, and put it together again."""
+    """Take ``(output, (hidden, cell))`` apart, dequantize, and put it together again."""
 
     def item(of: Call, index: int, after: Call) -> Call:
         return program.call("call_function", _GETITEM, (of, index), after=after)

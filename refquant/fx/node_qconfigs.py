@@ -144,7 +144,7 @@ class _Lookup:
         self._regex: dict[str, QConfigAny] = {}
 
     def of_type(self, kind: str | None, fallback: QConfigAny) -> QConfigAny:
-        return self.mapping.object_type_qconfigs.get(kind, fallback)
+        return self.mapping.object_type_qconfigs.get(kind or "", fallback)
 
     def __call__(self, kind: str | None, path: str, fallback: QConfigAny) -> QConfigAny:
         """Look up by class, then regex, then name; the last found wins."""
@@ -163,7 +163,7 @@ class _Lookup:
     def at(self, path: str, kind: str | None, index: int, fallback: QConfigAny) -> QConfigAny:
         """Look up by the position among calls of one type in one module."""
         order = self.mapping.module_name_object_type_order_qconfigs
-        return order.get((path, kind, index), fallback) if order else fallback
+        return order.get((path, kind or "", index), fallback) if order else fallback
 
 
 def generate_node_name_to_qconfig(
@@ -186,7 +186,7 @@ def generate_node_name_to_qconfig(
             owner = _owner(call)
             of_function = lookup.of_type(call.target, default)
             qconfig = lookup(owner.kind, owner.path, of_function)
-            key = (owner.path, call.target)
+            key: tuple[str, str | None] = (owner.path, call.target)
             qconfig = lookup.at(*key, counts[key], qconfig)
             counts[key] += 1
         elif call.kind == "call_method":

@@ -238,9 +238,9 @@ class _Insertion:
             if user is not observer:
                 user.replace_input(call, observer)
         target = self.targets[call]
-        if (target.share and not self.is_quantized_input(call)) or target.reuse_input:
-            if not self.share_observers(call):
-                self.remove_observers(call)
+        shares = (target.share and not self.is_quantized_input(call)) or target.reuse_input
+        if shares and not self.share_observers(call):
+            self.remove_observers(call)
         if match.is_custom_module:
             self.swap_custom(call, match)
 
@@ -304,9 +304,7 @@ class _Insertion:
         produced = dtype_of(self.output_constructor(arg))[0]
         if match.is_standalone_module:
             kind = self.module(call).kind
-            _, custom, _ = standalone_config(
-                call, kind, self.custom, match.qconfig, self.backend
-            )
+            _, custom, _ = standalone_config(call, kind, self.custom, match.qconfig, self.backend)
             index = next((i for i, given in enumerate(call.args) if given is arg), None)
             quantized = index is not None and index in custom.input_quantized_indexes
             return quantized and produced != quint8, match.qconfig.activation
@@ -319,13 +317,13 @@ class _Insertion:
         dtype, is_dynamic = dtype_of(constructor)
         is_first = bool(call.args) and arg is call.args[0]
         needed = needs_observer(produced, dtype, is_dynamic, target.reuse_input, is_first)
-        if not needed and not is_dynamic and not target.reuse_input and dtype in OBSERVABLE:
-            if not self.is_quantized(arg) and not reproduce("declared-not-observed", call.name):
-                needed = True
-        elif needed and constructor is target.input and _is_fixed(constructor):
-            if not reproduce("fixed-qparams-input", call.name):
-                default = self.observed.qconfig_mapping.global_qconfig
-                constructor = constructor if default is None else default.activation
+        if needed and constructor is target.input and _is_fixed(constructor):
+            default: QConfigAny = self.observed.qconfig_mapping.global_qconfig
+            if default is not None and not reproduce("fixed-qparams-input", call.name):
+                constructor = default.activation
+        declared = not needed and not is_dynamic and not target.reuse_input and dtype in OBSERVABLE
+        if declared and not self.is_quantized(arg):
+            needed = not reproduce("declared-not-observed", call.name)
         return needed, constructor
 
     def is_quantized(self, value: Any) -> bool:

@@ -119,7 +119,7 @@ def float_module(module: Module) -> Module:
     if "ReLU" not in name:
         return made
     relu = Module("torch.nn.ReLU", {"inplace": False}, training=True)
-    fused = container(f"LinearReLU" if stem == "Linear" else f"ConvReLU{stem[4:]}", made, relu)
+    fused = container("LinearReLU" if stem == "Linear" else f"ConvReLU{stem[4:]}", made, relu)
     if stem != "Linear":
         for part in (fused, made, relu):
             part.training = module.training

@@ -69,10 +69,11 @@ def replace_observer(
         return
     path = _path_and_prefix(call, qconfigs)
     write = _Writer(program, call, attributes, path)
-    if is_decomposed:
-        made = write.decomposed(observer, dtype, dynamic)
-    else:
-        made = write.plain(observer, dtype, dynamic, reduce_range)
+    made = (
+        write.decomposed(observer, dtype, dynamic)
+        if is_decomposed
+        else write.plain(observer, dtype, dynamic, reduce_range)
+    )
     if made is not None:
         call.replace_all_uses_with(made)
         program.erase(call)
@@ -110,16 +111,19 @@ class _Writer:
         name = self.attributes.add(f"{self.path}_{what}_", value)
         return self.call("get_attr", name)
 
-    def plain(
-        self, observer: Any, dtype: DType, dynamic: bool, reduce_range: bool
-    ) -> Call | None:
+    def plain(self, observer: Any, dtype: DType, dynamic: bool, reduce_range: bool) -> Call | None:
         if not dynamic and dtype in (*_QUANTIZED, *_FLOAT8):
             scale, zero_point = observer.calculate_qparams()
             if QScheme(observer.qscheme).is_per_channel:
                 constants = self.constants(scale, zero_point)
                 axis = int(observer.ch_axis)
                 quantized = self.call(
-                    "call_function", "torch.quantize_per_channel", self.input, *constants, axis, dtype
+                    "call_function",
+                    "torch.quantize_per_channel",
+                    self.input,
+                    *constants,
+                    axis,
+                    dtype,
                 )
             else:
                 constants = self.constants(
@@ -169,9 +173,7 @@ class _Writer:
         quantized = self.call(
             "call_function", f"{_DECOMPOSED}quantize_{form}", self.input, *qparams
         )
-        return self.call(
-            "call_function", f"{_DECOMPOSED}dequantize_{form}", quantized, *qparams
-        )
+        return self.call("call_function", f"{_DECOMPOSED}dequantize_{form}", quantized, *qparams)
 
 
 def _one(values: Array) -> Any:

@@ -47,5 +47,3 @@ def _warn(name: str, what: str, matches: bool, known: Collection[str]) -> None:
         UserWarning,
         stacklevel=caller(),
     )
-
-

@@ -110,12 +110,12 @@ def target_of(
 
 def is_weight(call: Call, arg: Any, target: TargetDType | None) -> bool:
     """Whether an argument is the call's weight."""
-    return _is_at(call, arg, target and target.weight_index, "weight")
+    return _is_at(call, arg, target.weight_index if target else None, "weight")
 
 
 def is_bias(call: Call, arg: Any, target: TargetDType | None) -> bool:
     """Whether an argument is the call's bias."""
-    return _is_at(call, arg, target and target.bias_index, "bias")
+    return _is_at(call, arg, target.bias_index if target else None, "bias")
 
 
 def _is_at(call: Call, arg: Any, index: int | None, name: str) -> bool:
@@ -221,7 +221,9 @@ def _propagate_plain_arguments(
 # ---- what the back-end supports
 
 
-def is_supported(match: Match | None, found: Mapping[Call, TargetDType], backend: BackendConfig) -> bool:
+def is_supported(
+    match: Match | None, found: Mapping[Call, TargetDType], backend: BackendConfig
+) -> bool:
     """Whether some dtype configuration of the pattern fits the QConfig.
 
     Warns where a dtype fits but a constraint of the back-end does not.

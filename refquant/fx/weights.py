@@ -43,7 +43,7 @@ def _is_observed(program: Program, call: Call) -> bool:
 
 
 def producers(call: Call) -> list[Call] | None:
-    """Return the calls that a constant is computed by, in order; None if an input is among them."""
+    """Return the calls that compute a constant, in order; None if an input is among them."""
     found: dict[Call, None] = {}
     pending = [call]
     while pending:

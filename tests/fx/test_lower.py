@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ledger import Ledger
+from oracle import assert_same, from_torch
 from torch import nn
 from torch.ao.quantization import (
     QConfig,
@@ -27,15 +29,13 @@ from torch.ao.quantization import (
     quantize_fx,
 )
 from torch.ao.quantization.backend_config import get_onednn_backend_config
-from torch.ao.quantization.observer import MinMaxObserver
+from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
 from refquant.fx.lower import lower
 from refquant.importers.torch_capture import capture_graph_module
 from refquant.ir.errors import VerifyError
 from refquant.ir.program import Owner, Program
 from refquant.program_diff import program_diff
-
-torch.manual_seed(3)
 
 
 class Body(nn.Module):
@@ -67,6 +67,20 @@ class Case(NamedTuple):
 
 def mapping_of(qconfig: Any) -> QConfigMapping:
     return QConfigMapping().set_global(qconfig)
+
+
+def static() -> QConfigMapping:
+    """torch's default mapping without histograms, whose search takes most of the time."""
+    mapping = get_default_qconfig_mapping("fbgemm")
+
+    def plain(qconfig: Any) -> Any:
+        if not isinstance(qconfig.activation(), HistogramObserver):
+            return qconfig
+        return QConfig(MinMaxObserver.with_args(quant_min=0, quant_max=127), qconfig.weight)
+
+    for kind, qconfig in list(mapping.object_type_qconfigs.items()):
+        mapping.set_object_type(kind, plain(qconfig))
+    return mapping.set_global(plain(mapping.global_qconfig))
 
 
 DYNAMIC = mapping_of(default_dynamic_qconfig)
@@ -166,7 +180,9 @@ def nested() -> Case:
 
 def called_twice() -> Case:
     return Case(
-        Body(lambda self, y: self.lin(self.relu(self.lin(y))), lin=nn.Linear(4, 4), relu=nn.ReLU()),
+        Body(
+            lambda self, y: self.lin(self.relu(self.lin(y))), lin=nn.Linear(4, 4), relu=nn.ReLU()
+        ),
         (x(2, 4),),
     )
 
@@ -185,7 +201,7 @@ def unquantized(**entries: Any) -> Case:
         return torch.sigmoid(torch.mul(y, 2.0))
 
     parts = {"first": nn.Linear(4, 6), "second": nn.Linear(6, 6), "w": x(6, 6), "b": x(6)}
-    mapping = get_default_qconfig_mapping("fbgemm")
+    mapping = static()
     for name in entries.get("names", ()):
         mapping.set_module_name(name, None)
     for kind in entries.get("types", ()):
@@ -254,7 +270,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "LinearTanh": lambda: Case(
         chain(nn.Linear(4, 5), nn.Tanh()),
         (x(2, 4),),
-        mapping_of(get_default_qconfig_mapping("fbgemm").global_qconfig),
+        mapping_of(static().global_qconfig),
         get_onednn_backend_config(),
     ),
     # dynamic modules
@@ -374,8 +390,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "float input + quantized": lambda: Case(
         Body(lambda s, y: s.lin(y) + y, lin=nn.Linear(4, 4)), (x(2, 4),)
     ),
-    "torch.matmul": lambda: function(lambda s, y: torch.matmul(y, s.other(y)), 4, 4,
-                                     other=nn.Linear(4, 4)),
+    "torch.matmul": lambda: function(
+        lambda s, y: torch.matmul(y, s.other(y)), 4, 4, other=nn.Linear(4, 4)
+    ),
     "operator.matmul": lambda: function(lambda s, y: y @ s.other(y), 4, 4, other=nn.Linear(4, 4)),
     # shapes
     "getattr shape": lambda: function(lambda s, y: y.reshape(y.shape[0], -1) + y, 2, 4),
@@ -491,29 +508,40 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+def prepared_model(case: Case) -> Any:
+    prepared = quantize_fx.prepare_fx(
+        copy.deepcopy(case.model).eval(),
+        case.mapping or static(),
+        case.inputs,
+        backend_config=case.backend,
+    )
+    prepared(*case.inputs)
+    return prepared
+
+
+def reference_program(case: Case, prepared: Any = None) -> tuple[Program, Any]:
+    """Return torch's reference program, with the place of its calls, and its QConfigs."""
+    prepared = prepared or prepared_model(case)
+    observed = prepared.meta["_observed_graph_module_attrs"]
+    program = capture_graph_module(
+        quantize_fx.convert_to_reference_fx(
+            copy.deepcopy(prepared), _remove_qconfig=False, backend_config=case.backend
+        )
+    )
+    for call in program:
+        if call.name in observed.node_name_to_scope:
+            call.owner = Owner(observed.node_name_to_scope[call.name][0], None)
+    return program, observed.node_name_to_qconfig
+
+
 def torch_programs(case: Case, keep: bool = False) -> tuple[Program, Program, Any, nn.Module]:
     """Return torch's reference and lowered programs, its QConfigs, and the lowered model."""
     with flows.fbgemm():
-        mapping = case.mapping or get_default_qconfig_mapping("fbgemm")
-        prepared = quantize_fx.prepare_fx(
-            copy.deepcopy(case.model).eval(), mapping, case.inputs, backend_config=case.backend
-        )
-        prepared(*case.inputs)
-        observed = prepared.meta["_observed_graph_module_attrs"]
-        settings = {"backend_config": case.backend}
-        reference = capture_graph_module(
-            quantize_fx.convert_to_reference_fx(
-                copy.deepcopy(prepared), _remove_qconfig=False, **settings
-            )
-        )
-        if keep:
-            settings["keep_original_weights"] = True
-        lowered = quantize_fx.convert_fx(copy.deepcopy(prepared), **settings)
-        for call in reference:
-            if call.name in observed.node_name_to_scope:
-                call.owner = Owner(observed.node_name_to_scope[call.name][0], None)
-        expected = capture_graph_module(lowered)
-    return reference, expected, observed.node_name_to_qconfig, lowered
+        prepared = prepared_model(case)
+        reference, qconfigs = reference_program(case, prepared)
+        kept = {"keep_original_weights": True} if keep else {}
+        lowered = quantize_fx.convert_fx(prepared, backend_config=case.backend, **kept)
+        return reference, capture_graph_module(lowered), qconfigs, lowered
 
 
 def without_qconfigs(program: Program) -> Program:
@@ -532,3 +560,89 @@ def test_lowered_as_torch(name: str, ledger: Ledger) -> None:
     assert set(ours.root.state) == set(theirs.root.state)
     paths = [{path for path, _ in p.root.named_modules(shared=True)} for p in (ours, theirs)]
     assert paths[0] == paths[1]
+
+
+def test_original_weights_are_kept() -> None:
+    case = nested()
+    ours, _, qconfigs, theirs = torch_programs(case, keep=True)
+    lower(ours, qconfigs, keep_original_weights=True)
+    found = ours.meta["original_weights_lookup"]
+    assert list(found) == list(theirs.original_weights_lookup)
+    for key, expected in theirs.original_weights_lookup.items():
+        assert len(found[key]) == len(expected)
+        for mine, yours in zip(found[key], expected, strict=True):
+            assert_same(mine, from_torch(yours if yours is None else yours.detach()))
+
+
+# What torch cannot convert: the model, torch's error, and a part of ours.
+REFUSED: dict[str, tuple[Callable[[], Case], type[Exception], str]] = {
+    "string padding": (
+        lambda: Case(chain(nn.Conv2d(3, 4, 3, padding="same")), (x(1, 3, 5, 5),)),
+        RuntimeError,
+        "0: conv2d_prepack: padding must be a tuple of 2 ints, got 'same'",
+    ),
+    "padding mode": (
+        lambda: conv_case(2, padding=1, padding_mode="circular"),
+        ValueError,
+        "0: a quantized Conv2d needs padding_mode zeros or reflect, got 'circular'",
+    ),
+    "reflection in three dimensions": (
+        lambda: conv_case(3, padding=1, padding_mode="reflect"),
+        AssertionError,
+        "0: a quantized Conv3d needs padding_mode zeros, got 'reflect'",
+    ),
+    "int stride": (
+        lambda: functional_conv(2, False, stride=1),
+        RuntimeError,
+        "conv2d: conv2d_prepack: stride must be a tuple of 2 ints, got 1",
+    ),
+    "missing arguments": (
+        lambda: Case(
+            Body(lambda s, y: F.conv2d(y, s.w, s.b), w=x(6, 4, 3, 3), b=x(6)), (x(1, 4, 5, 5),)
+        ),
+        RuntimeError,
+        "conv2d: conv2d_prepack missing 4 required",
+    ),
+    "transposed by channel": (
+        lambda: functional_transposed(2)._replace(mapping=mapping_of(static().global_qconfig)),
+        RuntimeError,
+        "conv_transpose2d: conv_transpose2d_prepack: the weight must be quantized per tensor",
+    ),
+    "recurrent without bias": (
+        lambda: recurrent(nn.GRU(4, 3, bias=False), DYNAMIC),
+        KeyError,
+        "0: a dynamically quantized GRU must have a bias",
+    ),
+    "batch norm without weight": (
+        lambda: between(nn.BatchNorm2d(3, affine=False), 2, 3, 4, 4),
+        AttributeError,
+        "module: a quantized BatchNorm must be affine",
+    ),
+    "weight by keyword": (
+        lambda: Case(
+            Body(lambda s, y: F.linear(y, weight=s.w, bias=s.b), **linear_weights()), (x(2, 4),)
+        ),
+        AssertionError,
+        "linear: argument 1 must be positional",
+    ),
+    "weight also read elsewhere": (
+        lambda: Case(
+            Body(lambda s, y: F.linear(y, s.w, s.b) + torch.mul(s.w, 2.0), w=x(2, 2), b=x(2)),
+            (x(2, 2),),
+        ),
+        KeyError,
+        "w: this weight is packed for one use and read by",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_as_torch_refuses(name: str) -> None:
+    make, error, message = REFUSED[name]
+    with pytest.raises(error):
+        torch_programs(make())
+    case = make()
+    with flows.fbgemm():
+        reference, qconfigs = reference_program(case)
+    with pytest.raises(VerifyError, match=re.escape(message)):
+        lower(reference, qconfigs)
