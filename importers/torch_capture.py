@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -214,9 +215,12 @@ class _Modules:
             elif isinstance(value, torch.ScriptObject):
                 made.state[name] = packed_parameters(value)
             elif isinstance(value, torch.Tensor):
-                made.state[name] = to_tensor(value.clone())
+                made.state[name] = to_tensor(value.detach().clone())
+                made.plain |= {name}
             elif (plain := plain_value(value)) is not _NOTHING:
                 made.config[name] = plain
+            elif isinstance(value, FunctionType | BuiltinFunctionType):
+                made.config[name] = object_type(value)
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
                 # A copy: the model may be trained on, and torch cannot resize what NumPy sees.

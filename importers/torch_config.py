@@ -156,6 +156,9 @@ def _partial(made: partial[Any]) -> partial[Any]:
 
 
 def _factory(wrapper: Any) -> Any:
+    plain = not wrapper.p.args and not wrapper.p.keywords
+    if plain and list(wrapper.callable_args) == ["factory_kwargs"]:
+        return from_torch_config(wrapper.p.func)  # a class that prepare told the device
     factory = import_module("refquant.factory").Factory(_partial(wrapper.p))
     return factory.with_callable_args(
         **{key: _later(make) for key, make in wrapper.callable_args.items()}

@@ -40,6 +40,8 @@ class Module:
         Whether it behaves as in training.
     role : str
         ``observer``, ``fake_quantize``, ``equalization``, or empty.
+    plain : frozenset of str
+        Arrays in ``state`` that are no parameter or buffer, which a ``state_dict`` leaves out.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Module:
     parts: dict[str, Any] = field(default_factory=dict)
     training: bool = False
     role: str = ""
+    plain: frozenset[str] = frozenset()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):

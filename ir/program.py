@@ -294,6 +294,8 @@ class Program:
                     break  # a called module holds it
             else:
                 owner.set(last, getattr(found, last))
+                if last in getattr(found, "plain", ()):
+                    owner.plain |= {last}
         self.root = new
 
     def __str__(self) -> str:

@@ -97,8 +97,11 @@ class GraphModule:
         for path, module in self.program.root.named_modules(shared=True):
             prefix = f"{path}." if path else ""
             if isinstance(module, Module):
-                values = {k: v for k, v in module.state.items() if v is not None}
-                state.update({prefix + key: value for key, value in values.items()})
+                state.update(
+                    (prefix + key, value)
+                    for key, value in module.state.items()
+                    if value is not None and key not in module.plain
+                )
             else:
                 own = module.state_dict()
                 state.update({prefix + key: value for key, value in own.items()})
@@ -130,7 +133,7 @@ class GraphModule:
                 continue
             for name, value in module.state.items():
                 key = prefix + name
-                if value is None or not hasattr(value, "shape"):
+                if value is None or name in module.plain or not hasattr(value, "shape"):
                     continue
                 if key not in state_dict:
                     raise VerifyError(f"state_dict has no {key}")

@@ -20,7 +20,7 @@ from refquant.qconfig import QConfig, qconfig_equals
 # compiler reads, and the qconfig, which a module may be given late. Ours: the machine meant and
 # the counts of an observer.
 ONE_SIDED = frozenset(
-    ("batches", "elements", "target", "factory_kwargs", "init", "qconfig", "shape_env")
+    ("batches", "elements", "target", "factory_kwargs", "init", "qconfig", "shape_env", "tensor_val")
 )
 # Arrays that torch leaves random and that nothing reads: the bias that counts is packed.
 RANDOM_STATE = {

@@ -354,8 +354,8 @@ class DataDependent(nn.Module):
     ("model", "inputs", "message"),
     [
         (DataDependent(), (torch.zeros(2),), "DataDependent cannot be traced by torch.fx"),
-        (nn.ReLU(), None, "from_fx: example_inputs is missing"),
-        (nn.ReLU(), (), "from_fx: example_inputs is missing"),
+        (nn.ReLU(), None, "example_inputs is missing"),
+        (nn.ReLU(), (), "example_inputs is missing"),
         ("model", (torch.zeros(2),), "from_fx: expected a torch.nn.Module, got str"),
         (nn.Linear(4, 2), (torch.zeros(2, 5),), r"node .*linear: .*5"),
         (nn.Conv2d(3, 2, 1), (torch.zeros(1, 4, 5, 5),), r"conv2d: .*4"),

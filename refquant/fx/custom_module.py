@@ -1,4 +1,4 @@
-"""Custom modules: classes of the user that take the place of float modules and of observed ones."""
+"""Custom modules: classes of the user that replace float modules, and observed ones."""
 
 from __future__ import annotations
 

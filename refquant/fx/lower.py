@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from refquant.defects import reproduce
 from refquant.fx import lower_tables as tables
 from refquant.fx.fold import fold_weights
 from refquant.fx.quantized_modules import from_reference
@@ -110,15 +111,7 @@ class _Lowering:
 
     def replace(self, call: Call, kind: str, quantize: Call | None = None) -> None:
         """Put the lowered module in the place of a reference module."""
-        output = []
-        if quantize is not None:
-            for argument in quantize.args[1:3]:
-                if not isinstance(argument, Call):
-                    raise VerifyError(
-                        f"{quantize.name}: scale and zero point must be constants of the model, "
-                        f"got {argument!r}"
-                    )
-                output.append(self.program.root.get(argument.target))
+        output = [] if quantize is None else self.qparams(quantize)
         try:
             made = from_reference(kind, self.modules[call.target], *output)
         except RefquantError as error:
@@ -126,6 +119,16 @@ class _Lowering:
         parent, _, name = call.target.rpartition(".")
         owner: Module = self.modules[parent]
         owner.parts[name] = made
+
+    def qparams(self, quantize: Call) -> list[Any]:
+        """Return the scale and the zero point of a quantize, which the model holds."""
+        for argument in quantize.args[1:3]:
+            if not isinstance(argument, Call):
+                raise VerifyError(
+                    f"{quantize.name}: scale and zero point must be constants of the model, "
+                    f"got {argument!r}"
+                )
+        return [self.program.root.get(argument.target) for argument in quantize.args[1:3]]
 
     def remove_quantize(self, quantize: Call, op: Call) -> None:
         """Remove a quantize and its constants; an op gives the quantized value itself."""
@@ -284,13 +287,15 @@ class _Lowering:
     def binary(self) -> None:
         """Dequantize - sum or product - quantize: a quantized function.
 
-        Keyword arguments are lost, torch.add's alpha among them.
+        torch loses keyword arguments here, torch.add's alpha among them.
         """
         for call in _calls(self.program):
             found = self.match_dequantized(call, tables.BINARY, (0, 1))
             if found is None:
                 continue
             quantize, relu, op = found
+            if op.kwargs.get("alpha", 1) != 1 and not reproduce("dropped-alpha", op.name):
+                continue
             tensors = [arg for arg in op.args if _is_dequantize(arg)]
             args = [arg.args[0] if _is_dequantize(arg) else arg for arg in op.args]
             names = tables.BINARY if relu is None else tables.BINARY_RELU
@@ -332,6 +337,11 @@ class _Lowering:
             sources = _operands(op)
             if sources is None:
                 continue
+            if quantizes and kind in tables.OWN_QPARAMS:
+                observed = tuple(value.item() for value in self.qparams(call))
+                own = observed == tables.OWN_QPARAMS[kind]
+                if not own and not reproduce("fixed-qparams-ignored", op.name):
+                    continue
             if quantizes and op.kind == "call_module" and kind in tables.SPECIAL:
                 self.replace(op, tables.SPECIAL[kind], call)
             for source in sources:

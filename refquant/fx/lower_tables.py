@@ -92,11 +92,17 @@ CONV_PREPACK = {
 
 # Ops that are lowered wherever they stand between dequantize and quantize: the qparams of the
 # result are the op's own,
-_FIXED_QPARAMS = {
-    *(f"{_F}.hardsigmoid", f"{_F}.sigmoid", "torch.sigmoid", "torch.tanh"),
-    *("hardsigmoid", "hardsigmoid_", "sigmoid", "sigmoid_", "tanh", "tanh_"),
-    *(f"{FLOAT}.{name}" for name in ("Hardsigmoid", "Sigmoid", "Tanh", "Softmax")),
+_SIGMOIDS = {
+    *(f"{_F}.hardsigmoid", f"{_F}.sigmoid", "torch.sigmoid"),
+    *("hardsigmoid", "hardsigmoid_", "sigmoid", "sigmoid_"),
+    *(f"{FLOAT}.Hardsigmoid", f"{FLOAT}.Sigmoid"),
 }
+_TANHS = {"torch.tanh", "tanh", "tanh_", f"{FLOAT}.Tanh"}
+OWN_QPARAMS = {
+    **dict.fromkeys(_SIGMOIDS, (1 / 256, 0)),
+    **dict.fromkeys(_TANHS, (2 / 256, 128)),
+}
+_FIXED_QPARAMS = {*OWN_QPARAMS, f"{FLOAT}.Softmax"}
 # those of the quantize,
 DEFAULT_FUNCTIONS = {
     f"{_F}.{name}": f"{_Q}.{name}"

@@ -153,7 +153,7 @@ class NoTensors:
             return True
         if call.kind == "call_method" and call.target == "size":
             return True
-        return all(self._harmless(call, arg) for arg in call.args)
+        return bool(call.args) and all(self._harmless(call, arg) for arg in call.args)
 
     def _harmless(self, call: Call, arg: Any) -> bool:
         if isinstance(arg, list):

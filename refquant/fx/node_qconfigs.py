@@ -36,6 +36,11 @@ def dtype_of(constructor: Callable[[], Any] | None) -> tuple[DType | None, bool]
     if constructor is None:
         return None, False
     made = sample(constructor)
+    if not hasattr(made, "dtype"):
+        raise VerifyError(
+            f"a QConfig must construct observers, which have a dtype; got {type(made).__name__}, "
+            "use PlaceholderObserver to observe nothing"
+        )
     return made.dtype, bool(getattr(made, "is_dynamic", False))
 
 

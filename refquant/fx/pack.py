@@ -86,7 +86,7 @@ def linear_prepack(weight: Any, bias: Array | None = None) -> Packed:
     _check_bias("linear_prepack", bias, weight.shape[0])
     if weight.axis is not None:
         weight = _rows(weight)
-    return Packed(weight, bias, {})
+    return Packed(_single(weight), bias, {})
 
 
 def _rows(weight: QTensor) -> QTensor:
@@ -135,7 +135,7 @@ def conv_prepack(rank: int) -> Callable[..., Packed]:
         if weight.axis not in (None, 0):
             raise VerifyError(f"{name}: the scales must be along axis 0, got {weight.axis}")
         _check_bias(name, bias, weight.shape[0])
-        return Packed(_with_height(weight, rank), bias, geometry)
+        return Packed(_with_height(_single(weight), rank), bias, geometry)
 
     return prepack
 
@@ -163,7 +163,7 @@ def conv_transpose_prepack(rank: int) -> Callable[..., Packed]:
                 "per tensor weight observer for transposed convolutions"
             )
         _check_bias(name, bias, weight.shape[1] * geometry["groups"])
-        return Packed(_with_height(weight, rank), bias, geometry)
+        return Packed(_with_height(_single(weight), rank), bias, geometry)
 
     return prepack
 
@@ -178,8 +178,8 @@ def embedding_prepack(weight: Tensor) -> Packed:
     bits = 4 if weight.dtype == quint4x2 else 8
     if bits == 4 and weight.shape[1] % 2:
         raise VerifyError(
-            f"embedding_bag_prepack: rows of {weight.shape[1]} 4-bit values end within a byte, and "
-            "torch reads beyond them; use an even embedding_dim"
+            f"embedding_bag_prepack: rows of {weight.shape[1]} 4-bit values end within a byte, "
+            "where torch reads beyond them; use an even embedding_dim"
         )
     return Packed(weight, None, {"bits": bits})
 
@@ -229,6 +229,14 @@ def _geometry(name: str, rank: int, given: Mapping[str, Any], groups: Any) -> di
     output_padding = found.pop("output_padding", None)
     found["groups"] = int(groups)
     return found if output_padding is None else {**found, "output_padding": output_padding}
+
+
+def _single(weight: QTensor) -> QTensor:
+    """Return the weight with its scales rounded to float32, as packed memory holds them."""
+    scale: Any = np.asarray(weight.scale).astype(np.float32).astype(np.float64)
+    if weight.axis is None:
+        scale = float(scale)
+    return QTensor(weight.int_repr, scale, weight.zero_point, weight.axis, weight.dtype)
 
 
 def _with_height(weight: QTensor, rank: int) -> QTensor:

@@ -322,7 +322,8 @@ class _Insertion:
             if default is not None and not reproduce("fixed-qparams-input", call.name):
                 constructor = default.activation
         declared = not needed and not is_dynamic and not target.reuse_input and dtype in OBSERVABLE
-        if declared and not self.is_quantized(arg):
+        has_tensors = arg not in self.targets or self.targets[arg].output is not None
+        if declared and has_tensors and not self.is_quantized(arg):
             needed = not reproduce("declared-not-observed", call.name)
         return needed, constructor
 

@@ -151,6 +151,8 @@ class _Writer:
             half = self.call("call_function", target, self.input, float16)
             return self.call("call_function", target, half, float32)
         kind = _UNDERLYING.get(dtype)
+        if not dynamic:
+            scales, zero_points = observer.calculate_qparams()
         limits = (observer.quant_min, observer.quant_max)
         if dynamic:
             if kind not in (uint8, int8):
@@ -161,7 +163,6 @@ class _Writer:
             scale = self.call("call_function", "operator.getitem", chosen, 0)
             zero_point = self.call("call_function", "operator.getitem", chosen, 1)
             return self.pair("per_tensor.tensor", scale, zero_point, *limits, kind)
-        scales, zero_points = observer.calculate_qparams()
         if QScheme(observer.qscheme).is_per_channel:
             constants = self.constants(scales, zero_points)
             axis = int(observer.ch_axis)

@@ -11,6 +11,7 @@ from refquant.backend_config import BackendConfig, DTypeConfig, DTypeWithConstra
 from refquant.fake_quantize import FixedQParamsFakeQuantize
 from refquant.fx.match import Match, NoTensors
 from refquant.fx.node_qconfigs import QConfigAny, bias_dtype, dtype_of, qconfig_dtypes, sample
+from refquant.ir.errors import VerifyError
 from refquant.ir.program import Call, Program
 from refquant.ir.types import float32, quint8
 from refquant.observer import (
@@ -140,7 +141,10 @@ def assign_targets(
             if call not in seen:
                 seen.add(call)
                 if match.qconfig is not None:
-                    found[call] = target_of(call, match.qconfig, match, backend, no_tensors)
+                    try:
+                        found[call] = target_of(call, match.qconfig, match, backend, no_tensors)
+                    except VerifyError as error:
+                        raise VerifyError(f"{call.name}: {error}") from None
     _override(program, found, no_tensors, quantized_inputs, quantized_outputs)
     _propagate_plain_arguments(program, found, matches)
     seen = set()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import corpus_backends
 import corpus_fusion
+import corpus_mappings
+import corpus_ops
 from flow import Case
 
 CASES: dict[str, Case] = {}
-for _topic in (corpus_fusion,):
+for _topic in (corpus_backends, corpus_fusion, corpus_mappings, corpus_ops):
     assert not CASES.keys() & _topic.CASES.keys()
     CASES |= _topic.CASES

@@ -157,7 +157,7 @@ def _onednn(name: str, model: nn.Module, *inputs: Any, **options: Any) -> None:
     def make() -> Any:
         return qconfigs.static("onednn")
 
-    options = {"backend": ONEDNN, "engine": "onednn", "runs": "?", **options}
+    options = {"backend": ONEDNN, "engine": "onednn", "runs": "torch.ao.nn.intrinsic.quantized", **options}
     CASES[f"onednn {name}"] = Case(model, inputs, make, **options)
 
 
@@ -205,7 +205,7 @@ CASES["onednn linear tanh"] = Case(
     qconfigs.per_tensor,
     backend=ONEDNN,
     engine="onednn",
-    runs="?",
+    runs="torch.ao.nn.intrinsic.quantized.LinearTanh",
 )
 CASES["onednn fuse conv add relu"] = Case(
     net(
@@ -219,11 +219,12 @@ CASES["onednn fuse conv add relu"] = Case(
     mode="fuse",
     backend=ONEDNN,
 )
-CASES["onednn trained conv add"] = Case(
+CASES["onednn trained conv bn add"] = Case(
     net(
-        lambda m, x: m.a(x) + m.b(x),
+        lambda m, x: m.n(m.a(x)) + m.b(x),
         a=nn.Conv2d(3, 3, 1),
-        b=nn.Conv2d(3, 3, 1),
+        n=nn.BatchNorm2d(3),
+        b=nn.MaxPool2d(1),
     ),
     (IMAGE,),
     qconfigs.qat,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.ao.quantization import quantize_fx as torch_fx
 
 from refquant import quantize_fx as our_fx
 from refquant.compare import RunDiff, run_diff
+from refquant.defects import TorchDefectWarning
 from refquant.graph_module import GraphModule
 from refquant.importers import from_torch_config
 from refquant.importers.torch_capture import capture_graph_module
@@ -37,10 +39,11 @@ FLOAT_SUMS = frozenset(
     for name in (
         *("linear", "convolution", "conv_transpose", "matmul", "bmm", "mean", "sum"),
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"),
-        *("conv_transpose3d", "softmax", "addmm"),
+        *("conv_transpose3d", "softmax", "addmm", "group_norm", "gelu", "tanh", "stack"),
     )
 )
 SUMS_FLOATS = "sums floats"
+_DEFECT = re.compile(r"defect of torch \(([\w-]+)\)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class Case:
         torch's quantized engine, and our target.
     raises : mapping
         Stage at which torch raises, to what our message names; an empty text where ours does
-        better and gives a result.
+        better and gives a result. The stages are torch's, and ``run`` of the lowered model.
+    defects : collection
+        Which defects of torch we warn of.
     runs : str
         Why outputs are not compared as a whole: ``SUMS_FLOATS``, or what has no kernel yet.
     own : bool
@@ -94,6 +99,7 @@ class Case:
     raises: Mapping[str, str] = field(default_factory=dict)
     runs: str = ""
     own: bool = False
+    defects: frozenset[str] = frozenset()
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -234,6 +240,19 @@ class Flow:
         self.model = filled(case.model, case.mode, exact)
         self.examples = drawn(case.inputs, 1, exact)
         self.converted: dict[str, tuple[Any, Any]] = {}
+        self.defects: set[str] = set()
+
+    def ours(self, make: Make) -> Any:
+        """Return our result or failure; note which defects of torch we were warned of."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = attempt(make)
+        for warning in caught:
+            if issubclass(warning.category, TorchDefectWarning):
+                found = _DEFECT.search(str(warning.message))
+                assert found is not None
+                self.defects.add(found[1])
+        return made
 
     def batches(self) -> list[tuple[torch.Tensor, ...]]:
         return [drawn(self.case.inputs, seed, self.exact) for seed in (2, 3)]
@@ -247,7 +266,7 @@ class Flow:
             theirs = attempt(
                 lambda: torch_fx.fuse_fx(copy.deepcopy(self.model), None, _made(backend))
             )
-            ours = attempt(lambda: our_fx.fuse_fx(self.model, None, _translated(backend)))
+            ours = self.ours(lambda: our_fx.fuse_fx(self.model, None, _translated(backend)))
         return ours, theirs
 
     def _prepare(self, api: Any, model: Any, configs: Sequence[Any]) -> Any:
@@ -262,7 +281,7 @@ class Flow:
         case = self.case
         with quiet(case.engine):
             given = [case.qconfigs, case.prepare_custom, case.equalization, case.backend]
-            ours = attempt(
+            ours = self.ours(
                 lambda: self._prepare(
                     our_fx,
                     self.model,
@@ -297,7 +316,7 @@ class Flow:
                 ours.load_state_dict(theirs.state_dict())
                 ours.eval()
             else:
-                ours = attempt(lambda: self._observed_by_ours(ours))
+                ours = self.ours(lambda: self._observed_by_ours(ours))
         return ours, theirs
 
     def _observed(self, model: Any) -> Any:
@@ -328,7 +347,7 @@ class Flow:
             ours, theirs = self.calibrated
             with quiet(self.case.engine), torch.no_grad():
                 self.converted[form] = (
-                    attempt(lambda: self._convert(our_fx, ours, form)),
+                    self.ours(lambda: self._convert(our_fx, ours, form)),
                     attempt(lambda: self._convert(torch_fx, copy.deepcopy(theirs), form)),
                 )
         return self.converted[form]
@@ -357,10 +376,16 @@ class Flow:
         with quiet(self.case.engine):
             return program_diff(ours.program, capture_graph_module(theirs))
 
+    def both(self, stage: Stage) -> tuple[Any, Any]:
+        """Return what ours and torch's is at a stage, or why it failed."""
+        found: tuple[Any, Any] = (
+            self.convert(stage) if stage in FORMS else getattr(self, stage)
+        )
+        return found
+
     def check(self, stage: Stage) -> None:
         """Both sides give the same calls, or fail alike, as the case says."""
-        sides = {"fused": "fused", "prepared": "prepared", "calibrated": "calibrated"}
-        ours, theirs = getattr(self, stage) if stage in sides else self.convert(stage)
+        ours, theirs = self.both(stage)
         if stage in self.case.raises:
             self.check_failure(self.case.raises[stage], ours, theirs)
             return
@@ -394,12 +419,22 @@ class Flow:
         with quiet(self.case.engine):
             return self.convert("lowered")[0].run(*self.arrays, executor=executor).outputs
 
+    def check_defects(self) -> None:
+        """We warned of the defects that the case says, and of no others."""
+        assert self.defects == self.case.defects
+
     def check_outputs(self) -> None:
         """The lowered model returns what torch's does, in both executors."""
-        ours, theirs = self.convert("lowered")
+        theirs = self.convert("lowered")[1]
         with quiet(self.case.engine), torch.no_grad():
             # Packed weights remember the engine; what is copied is packed anew.
-            expected = copy.deepcopy(theirs)(*drawn(self.case.inputs, 4, self.exact))
+            inputs = drawn(self.case.inputs, 4, self.exact)
+            expected = attempt(lambda: copy.deepcopy(theirs)(*inputs))
+        if "run" in self.case.raises:
+            self.check_failure(self.case.raises["run"], attempt(self.run_ours), expected)
+            return
+        if isinstance(expected, Failure):
+            raise AssertionError("torch's lowered model fails") from expected.error
         for executor in ("fast", "reference"):
             if not same(self.run_ours(executor), expected):
                 raise AssertionError(f"outputs differ\n{self.run_diff()}")
@@ -411,8 +446,11 @@ class Flow:
 
     def check_all_but_float_sums(self) -> None:
         """Every node returns what torch's does, given torch's operands, or is a float sum."""
-        for row in self.run_diff().rows:
-            near = row.op in FLOAT_SUMS and row.max_step < 1e-4
+        report, nodes = self.run_diff(), self.convert("lowered")[0].graph.nodes
+        origins = {v.name: n.origin for n in nodes for v in n.outputs}
+        sums = {n.origin for n in nodes if n.op in FLOAT_SUMS}
+        for row in report.rows:
+            near = origins[row.name] in sums and row.max_step < 1e-4
             assert row.equal or row.inherited or near, str(row)
 
     def check_own_calibration(self) -> None:

@@ -46,6 +46,13 @@ def test_outputs(name: str, ledger: Ledger) -> None:
         ledger.run("graph mode corpus, outputs of the lowered model", True)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_defects_of_torch(name: str) -> None:
+    for stage in CASES[name].stages:
+        flow(name).both(stage)
+    flow(name).check_defects()
+
+
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.own])
 def test_own_calibration(name: str, ledger: Ledger) -> None:
     Flow(CASES[name], exact=True).check_own_calibration()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ledger import Ledger
-from oracle import assert_same, from_torch
+from oracle import assert_same, from_torch, this_machine
 from torch import nn
 from torch.ao.quantization import (
     QConfig,
@@ -31,10 +32,14 @@ from torch.ao.quantization import (
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
+from refquant.defects import TorchDefectWarning, quirks_mode
+from refquant.fx import lower_tables as tables
 from refquant.fx.lower import lower
+from refquant.importers.fx import graph_of
 from refquant.importers.torch_capture import capture_graph_module
 from refquant.ir.errors import VerifyError
-from refquant.ir.program import Owner, Program
+from refquant.ir.program import Call, Owner, Program
+from refquant.ir.qtensor import type_of
 from refquant.program_diff import program_diff
 
 
@@ -70,7 +75,7 @@ def mapping_of(qconfig: Any) -> QConfigMapping:
 
 
 def static() -> QConfigMapping:
-    """torch's default mapping without histograms, whose search takes most of the time."""
+    """Return torch's default mapping without histograms, whose search takes most of the time."""
     mapping = get_default_qconfig_mapping("fbgemm")
 
     def plain(qconfig: Any) -> Any:
@@ -485,12 +490,26 @@ CASES: dict[str, Callable[[], Case]] = {
             ("torch.cat of a tuple", (2, 4), lambda s, y: torch.cat((y, s.before(y)), dim=0)),
             ("torch.cat by keyword", (2, 4), lambda s, y: torch.cat(tensors=[y, y], dim=0)),
             ("x.expand", (1, 4), lambda s, y: y.expand(2, 4)),
+            ("x.relu_", (2, 4), lambda s, y: y.relu_()),
+            ("x.sigmoid_", (2, 4), lambda s, y: y.sigmoid_()),
+            ("x.tanh_", (2, 4), lambda s, y: y.tanh_()),
+            ("x.squeeze_", (1, 4), lambda s, y: y.squeeze_(0)),
+            ("x.unsqueeze_", (2, 4), lambda s, y: y.unsqueeze_(0)),
+            ("x.detach_", (2, 4), lambda s, y: y.detach_()),
+            ("x.resize_", (2, 4), lambda s, y: y.resize_(2, 4)),
+            ("F.hardtanh_", (2, 4), lambda s, y: F.hardtanh_(y, -0.5, 0.5)),
+            ("F.adaptive_avg_pool3d", (1, 2, 4, 4, 4), lambda s, y: F.adaptive_avg_pool3d(y, 2)),
         )
     },
     **{
         name: lambda m=m, shape=shape: between(m, *shape)
         for name, shape, m in (
+            ("AdaptiveAvgPool1d", (1, 2, 4), nn.AdaptiveAvgPool1d(2)),
             ("AdaptiveAvgPool2d", (1, 2, 4, 4), nn.AdaptiveAvgPool2d(2)),
+            ("AdaptiveAvgPool3d", (1, 2, 4, 4, 4), nn.AdaptiveAvgPool3d(2)),
+            ("AvgPool2d", (1, 2, 4, 4), nn.AvgPool2d(2)),
+            ("MaxPool1d", (1, 2, 4), nn.MaxPool1d(2)),
+            ("MaxPool3d", (1, 2, 4, 4, 4), nn.MaxPool3d(2)),
             ("AvgPool1d", (1, 2, 4), nn.AvgPool1d(2)),
             ("AvgPool3d", (1, 2, 4, 4, 4), nn.AvgPool3d(2)),
             ("MaxPool2d", (1, 2, 4, 4), nn.MaxPool2d(2)),
@@ -550,16 +569,75 @@ def without_qconfigs(program: Program) -> Program:
     return program
 
 
+# What has no kernel yet, or is refused by torch's kernels too.
+NOT_RUN = (
+    *("ConvAdd2d", "ConvAddReLU2d", "LinearLeakyReLU", "LinearTanh"),
+    *("dynamic LSTM with projection", "fp16", "float16", "Embedding", "torch.matmul", "x // 2"),
+    *("x.sigmoid_", "x.tanh_", "x.resize_"),
+)
+# What computes in float, in an order of summation or with functions that torch does not promise.
+FLOAT = ("dynamic Conv2d", "dynamic F.conv2d", "operator.matmul", "GELU")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_lowered_as_torch(name: str, ledger: Ledger) -> None:
-    ours, theirs, qconfigs, _ = torch_programs(CASES[name]())
-    lower(ours, qconfigs)
+    case = CASES[name]()
+    ours, theirs, qconfigs, model = torch_programs(case)
+    with quiet():
+        lower(ours, qconfigs)
     diff = program_diff(without_qconfigs(ours), theirs)
     ledger.run("convert_fx lowered, call for call", not diff, str(diff))
     assert str(ours) == str(theirs)
     assert set(ours.root.state) == set(theirs.root.state)
     paths = [{path for path, _ in p.root.named_modules(shared=True)} for p in (ours, theirs)]
     assert paths[0] == paths[1]
+    if not any(word in name for word in (*NOT_RUN, *FLOAT)):
+        with flows.fbgemm():
+            expected = flat(from_torch(model(*case.inputs)))
+        arrays = tuple(map(from_torch, case.inputs))
+        graph = graph_of(ours, tuple(map(type_of, arrays)), batch=None)
+        found = flat(graph.run(*arrays, target=this_machine()).outputs)
+        for mine, yours in zip(found, expected, strict=True):
+            assert_same(mine, yours)
+
+
+def quiet() -> Any:
+    return warnings.catch_warnings(action="ignore", category=TorchDefectWarning)
+
+
+def flat(value: Any) -> list[Any]:
+    if isinstance(value, tuple | list):
+        return [part for parts in value for part in flat(parts)]
+    return [value]
+
+
+def test_the_cases_use_every_row_of_the_tables() -> None:
+    found, before = set(), set()
+    for make in CASES.values():
+        with flows.fbgemm():
+            reference, qconfigs = reference_program(make())
+        before |= {kind_of(call, reference) for call in reference}
+        with quiet():
+            lower(reference, qconfigs)
+        found |= {kind_of(call, reference) for call in reference}
+    modules = {*tables.STATIC.values(), *tables.DYNAMIC.values(), *tables.WEIGHT_ONLY.values()}
+    modules |= {*tables.SPECIAL.values()}
+    for fused in (tables.STATIC_FUSED, tables.STATIC_FUSED_TWO_INPUTS, tables.DYNAMIC_FUSED):
+        modules |= {kind for _, kind in fused.values()}
+    functions = {*tables.BINARY.values(), *tables.BINARY_RELU.values()}
+    functions |= {*tables.DEFAULT_FUNCTIONS.values()}
+    pairs = [*tables.STATIC_FUNCTIONS.values(), *tables.DYNAMIC_FUNCTIONS[tables.LINEAR].values()]
+    functions |= {kind for pair in pairs for kind in pair if kind is not None}
+    assert modules | functions <= found
+    # Tensors have no such methods; F.sigmoid is traced as a method, and shape is no method.
+    absent = {"hardsigmoid", "hardsigmoid_", "torch.nn.functional.sigmoid", "shape"}
+    assert tables.ANYWHERE - before == absent
+
+
+def kind_of(call: Call, program: Program) -> str:
+    if call.kind == "call_module":
+        return str(program.root.get(call.target).kind)
+    return call.target
 
 
 def test_original_weights_are_kept() -> None:
@@ -646,3 +724,31 @@ def test_refused_as_torch_refuses(name: str) -> None:
         reference, qconfigs = reference_program(case)
     with pytest.raises(VerifyError, match=re.escape(message)):
         lower(reference, qconfigs)
+
+
+def sigmoid_without_qconfig() -> Case:
+    """A sigmoid in float, whose result the next layer observes."""
+    mapping = static().set_object_type("sigmoid", None)
+    parts = {"first": nn.Linear(4, 4), "second": nn.Linear(4, 4)}
+    return Case(Body(lambda s, y: s.second(s.first(y).sigmoid()), **parts), (x(2, 4),), mapping)
+
+
+@pytest.mark.parametrize(
+    ("make", "defect"),
+    [
+        (CASES["torch.add with alpha F.relu"], "add: .*dropped-alpha"),
+        (sigmoid_without_qconfig, "sigmoid: .*fixed-qparams-ignored"),
+    ],
+)
+def test_defects_are_reproduced_fixed_or_refused(make: Callable[[], Case], defect: str) -> None:
+    ours, theirs, qconfigs, _ = torch_programs(make())
+    refused, fixed = ours.copy(), ours.copy()
+    with pytest.warns(TorchDefectWarning, match=defect):
+        lower(ours, qconfigs)
+    assert not program_diff(without_qconfigs(ours), theirs)
+    with quirks_mode("reject"), pytest.raises(VerifyError, match=defect):
+        lower(refused, qconfigs)
+    with quirks_mode("fixed"):
+        lower(fixed, qconfigs)
+    kept = [call for call in fixed if call.target in ("torch.add", "sigmoid")]
+    assert [call.args[0].target for call in kept] == ["dequantize"]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from refquant.compare import graph_diff
+from refquant.fx.convert import make_observers_live
 from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.ir.errors import VerifyError
 from refquant.ir.module import Module, Packed
@@ -349,6 +350,42 @@ def test_a_copy_is_equal(name: str) -> None:
         again = capture_graph_module(copy.deepcopy(torch_models()[name]))
     diff = program_diff(original, again)
     assert not diff, str(diff)
+
+
+@pytest.mark.parametrize("name", ["prepared", "prepared for training"])
+def test_live_observers_are_compared_like_records(name: str) -> None:
+    original = program(name)
+    live = original.copy()
+    make_observers_live(live)
+    assert not program_diff(live, original)
+    found = [m for _, m in live.root.named_modules() if not isinstance(m, Module)]
+    assert found
+    for observer in found:
+        attributes = {**observer.config, **observer.state}
+        for key, value in attributes.items():
+            for other in changed_values(value) if key not in ONE_SIDED else ():
+                setattr(observer, key, other)
+                assert program_diff(live, original), f"{key} {other!r} was not reported"
+            setattr(observer, key, value)
+    assert not program_diff(live, original)
+
+
+@pytest.mark.parametrize("name", ["prepared", "prepared for training"])
+def test_sharing_of_live_observers_is_compared(name: str) -> None:
+    original = program(name)
+    live = original.copy()
+    make_observers_live(live)
+    called: set[int] = set()
+    count = 0
+    for call, module in list(live.owners()):
+        if id(module) in called and not isinstance(module, Module):
+            live.root.parts[call.target] = copy.deepcopy(module)
+            assert program_diff(live, original), f"{call.name}: not shared"
+            live.root.parts[call.target] = module
+            count += 1
+        called.add(id(module))
+    assert count
+    assert not program_diff(live, original)
 
 
 def test_constants_may_move_and_have_other_names() -> None:
