@@ -26,7 +26,7 @@ from refquant.importers.torch_recurrent import RECURRENT
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node, Origin, Scope, Value
 from refquant.ir.module import Module, Packed
-from refquant.ir.program import Call, Program, each
+from refquant.ir.program import Call, Program, ProgramModule, each
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.text import RESERVED
@@ -119,6 +119,8 @@ class FxBuilder(TorchBuilder):
 
     def rule_of(self, module: Any) -> Rule:
         """Return the rule of a module: its own, of its class, or of an observer or fake-quant."""
+        if isinstance(module, ProgramModule):
+            return _inline
         own = getattr(type(module), "emit", None)
         if own is not None:
             return lambda b, module, *args, **kwargs: module.emit(b, *args, **kwargs)
@@ -164,6 +166,7 @@ class _Import:
 
     program: Program
     builder: FxBuilder
+    prefix: str = ""
     env: dict[Call, Any] = field(default_factory=dict)
     memory: dict[str, str] = field(default_factory=dict)  # whose memory a view's value shares
     copies: dict[str, str] = field(default_factory=dict)  # of which value it is the same tensor
@@ -195,7 +198,8 @@ class _Import:
         b = self.builder
         if call.kind == "get_attr":
             try:
-                self.env[call] = Constant(call.target, self.program.root.get(call.target))
+                found = self.program.root.get(call.target)
+                self.env[call] = Constant(f"{self.prefix}{call.target}", found)
             except AttributeError:
                 self.fail(call, f"the module has no attribute {call.target!r}")
             return
@@ -291,6 +295,23 @@ class _Import:
         if not isinstance(one, Value) or not isinstance(other, Value):
             return False
         return self.copies.get(one.name, one.name) == self.copies.get(other.name, other.name)
+
+
+def _inline(b: FxBuilder, module: ProgramModule, *args: Any, **kwargs: Any) -> Any:
+    """Import the calls of a standalone module in place."""
+    job = _Import(module.program, b, f"{b.path(module)}.")
+    given = iter(args)
+    for call in module.program:
+        if call.kind == "placeholder":
+            default = call.args[0] if call.args else None
+            job.env[call] = next(given, kwargs.get(call.target, default))
+        elif call.kind == "output":
+            if job.failures:
+                raise UnsupportedError("; ".join(job.failures))
+            return job.argument(call.args[0])
+        else:
+            job.run(call)
+    raise VerifyError(f"{b.path(module)} returns nothing")
 
 
 # What a wrong call raises: of a rule, of NumPy, or of torch computing on constants.

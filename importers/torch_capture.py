@@ -15,7 +15,7 @@ from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.module import Module, Packed
 from refquant.ir.names import canonical, object_type
 from refquant.ir.packed_cell import PackedCell
-from refquant.ir.program import Call, Owner, Program
+from refquant.ir.program import Call, Owner, Program, ProgramModule
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.types import DTYPES, QScheme, TensorType
 
@@ -201,6 +201,9 @@ class _Modules:
     def module(self, module: Any) -> Module:
         torch = self.torch
         if id(module) in self.same:
+            return self.same[id(module)]
+        if isinstance(module, torch.fx.GraphModule) and self.same:
+            self.same[id(module)] = ProgramModule(capture_graph_module(module))
             return self.same[id(module)]
         made = Module(_kind(module), training=module.training, role=_role(module))
         self.same[id(module)] = made

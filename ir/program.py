@@ -307,6 +307,30 @@ class Program:
         return "\n".join(rows)
 
 
+class ProgramModule(Module):
+    """A module of which the calls are known: one that is prepared and converted by itself.
+
+    Parameters
+    ----------
+    program : Program
+        What it computes; its root holds its modules.
+    """
+
+    def __init__(self, program: Program) -> None:
+        root = program.root
+        super().__init__(
+            "torch.fx.GraphModule", root.config, root.state, root.parts, root.training
+        )
+        self.program = program
+
+    def copy(self, memo: dict[int, Any] | None = None) -> Module:
+        """Return a copy with calls of its own."""
+        memo = {} if memo is None else memo
+        if id(self) not in memo:
+            memo[id(self)] = ProgramModule(self.program.copy())
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+
 def base_name(kind: str, target: str) -> str:
     """Return the name that a new call starts from: the bare name of what is called."""
     if kind == "call_function":

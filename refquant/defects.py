@@ -79,7 +79,7 @@ DEFECTS = {
         ),
         Defect(
             "dynamic-custom-module",
-            "from_float of a custom module is not called in dynamic and weight-only mode",
+            "from_float of a custom module is not called unless the qconfig is static",
             "it is called",
         ),
         Defect(

@@ -337,8 +337,14 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             return x.copy(order="K")
         before = State(observer.min_val, observer.max_val, self.scale, self.zero_point)
         y, mask, after = fused_moving_avg_obs_fake_quant_compiled(
-            *(x, before, observer.averaging_constant, observer.quant_min, observer.quant_max),
-            *(self.ch_axis, self.is_per_channel, self.is_symmetric_quant),
+            x,
+            before,
+            float(observer.averaging_constant),
+            observer.quant_min,
+            observer.quant_max,
+            self.ch_axis,
+            self.is_per_channel,
+            self.is_symmetric_quant,
             observer_on=switches[0],
             fake_quant_on=switches[1],
             target=self.target,

@@ -133,7 +133,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         *,
         target: Target = Target(),
     ) -> None:
-        self.averaging_constant = real("averaging_constant", averaging_constant)
+        real("averaging_constant", averaging_constant)
+        self.averaging_constant = averaging_constant
         if is_dynamic and averaging_constant != 1:
             raise UnsupportedError(
                 "MovingAverageMinMaxObserver: is_dynamic needs averaging_constant=1, "
@@ -148,8 +149,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         """Move the averages."""
         low, high = min_max_compiled(x)
         if not is_unobserved(self.min_val, self.max_val):
-            low = moved(self.min_val, low, self.averaging_constant)
-            high = moved(self.max_val, high, self.averaging_constant)
+            low = moved(self.min_val, low, float(self.averaging_constant))
+            high = moved(self.max_val, high, float(self.averaging_constant))
         self.min_val, self.max_val = np.asarray(low), np.asarray(high)
 
     merge = ObserverBase.merge
@@ -315,14 +316,15 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             is_dynamic,
             target=target,
         )
-        self.averaging_constant = real("averaging_constant", averaging_constant)
+        real("averaging_constant", averaging_constant)
+        self.averaging_constant = averaging_constant
 
     def observe(self, x: Array) -> None:
         """Move the averages."""
         low, high = self._batch_range(x)
         if self._has_range():
-            low = moved(self.min_val, low, self.averaging_constant)
-            high = moved(self.max_val, high, self.averaging_constant)
+            low = moved(self.min_val, low, float(self.averaging_constant))
+            high = moved(self.max_val, high, float(self.averaging_constant))
         self.min_val, self.max_val = low, high
 
     merge = ObserverBase.merge

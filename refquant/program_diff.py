@@ -12,7 +12,7 @@ import numpy as np
 from refquant.graph_diff import GraphDiff, GraphRow
 from refquant.ir.module import Module, Packed
 from refquant.ir.packed_cell import PackedCell
-from refquant.ir.program import Call, Program
+from refquant.ir.program import Call, Program, ProgramModule
 from refquant.ir.qtensor import Array, QTensor
 from refquant.qconfig import QConfig, qconfig_equals
 
@@ -182,6 +182,10 @@ def _contents(path: str, a: Any, b: Any) -> Iterator[str]:
     modes = [getattr(module, "training", None) for module in (a, b)]
     if not a.role and modes[0] != modes[1]:
         yield f"module {_join(path, 'training')}: {modes[0]} against {modes[1]}"
+    if isinstance(a, ProgramModule) and isinstance(b, ProgramModule):
+        for row in program_diff(a.program, b.program).differences:
+            yield f"in {path}: {row.ours} against {row.torch}: {'; '.join(row.differences)}"
+        return
     mine, yours = a.config, b.config
     for key in _keys(mine, yours):
         if key in ONE_SIDED and not (key in mine and key in yours):

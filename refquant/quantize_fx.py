@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from refquant.backend_config import BackendConfig, get_native_backend_config
 from refquant.defects import Quirks, takes_quirks
-from refquant.fx import standalone
 from refquant.fx.convert import convert
 from refquant.fx.custom_config import (
     ConvertCustomConfig,
@@ -28,7 +27,7 @@ from refquant.graph_module import GraphModule
 from refquant.importers.torch_capture import as_types, capture, is_torch_module
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Graph
-from refquant.ir.program import Program
+from refquant.ir.program import Program, ProgramModule
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
 from refquant.observer_base import caller
@@ -302,6 +301,7 @@ def _convert(
     mapping = None if qconfig_mapping is None else _mapping("qconfig_mapping", qconfig_mapping)
     made = graph_module.copy()
     engine = Target.parse(made.target).engine
+    observed = made.program.meta.get("observed")
     convert(
         made.program,
         is_reference=is_reference,
@@ -313,7 +313,10 @@ def _convert(
         keep_original_weights=keep_original_weights,
         reduce_range=engine in (Engine.FBGEMM, Engine.X86),
     )
-    return _preserve(GraphModule(made.program, made.types, made.target), made.program)
+    # What is quantized when it comes in, the first call tells.
+    quantized = observed is not None and bool(observed.custom.input_quantized_indexes)
+    types = () if quantized else made.types
+    return _preserve(GraphModule(made.program, types, made.target), made.program)
 
 
 def _program(
@@ -364,7 +367,7 @@ def _captured(model: Any, custom: PrepareCustomConfig) -> Program:
         entry = custom.standalone_module_names.get(
             call.target, custom.standalone_module_classes.get(module.kind)
         )
-        if entry is not None and not isinstance(module, standalone.ProgramModule):
+        if entry is not None and not isinstance(module, ProgramModule):
             inner = entry.prepare_custom_config or PrepareCustomConfig()
             traced = capture(
                 model.get_submodule(call.target),

@@ -252,6 +252,10 @@ class _Conversion:
             return
         if isinstance(returned, list | tuple):
             for index in wanted:
+                if not -len(returned) <= index < len(returned):
+                    raise VerifyError(
+                        f"output_quantized_idxs {index}: the model returns {len(returned)} values"
+                    )
                 self.remove_dequantize(returned[index], call)
         elif isinstance(returned, Call | dict):
             if 0 in wanted:

@@ -64,7 +64,10 @@ def observed_module(
     """Return what a float custom module becomes in prepare."""
     from refquant.fx.quantizable import OBSERVED
 
-    found = _swapped(module, qconfig, config.float_to_observed_mapping, path, "observed")
+    mapping = config.float_to_observed_mapping
+    if not is_static(qconfig):  # the setter knows static classes only; see the defects
+        mapping = dict.fromkeys(QuantType, {k: v for t in mapping.values() for k, v in t.items()})
+    found = _swapped(module, qconfig, mapping, path, "observed")
     made = _make(found, "from_float", module, OBSERVED, path)
     made.config.setdefault("qconfig", qconfig)
     return made

@@ -235,12 +235,17 @@ class _Lowering:
                 before=scale,
             )
             plain, with_relu = tables.STATIC_FUNCTIONS[op.target]
-            op.target = with_relu if relu is not None and with_relu is not None else plain
+            if relu is not None and with_relu is None:
+                raise VerifyError(
+                    f"{op.name}: {op.target} with relu has no quantized form; observe the result "
+                    "of the function, before the relu"
+                )
+            op.target = plain if relu is None else str(with_relu)
             op.set_arguments((source.args[0], packed, scale, zero_point), {})
             quantize.replace_all_uses_with(op)
             self.program.move(op, after=zero_point)
             self.program.erase(quantize)
-            if relu is not None and with_relu is not None:
+            if relu is not None:
                 self.program.erase(relu)
 
     def dynamic_functions(self) -> None:

@@ -15,7 +15,7 @@ from refquant.backend_config.lookup import (
 from refquant.backend_config.pattern import Pattern
 from refquant.defects import reproduce
 from refquant.ir.errors import VerifyError
-from refquant.ir.program import Call, Program
+from refquant.ir.program import Call, Program, ProgramModule
 
 
 def object_type_of(call: Call, program: Program) -> str:
@@ -178,7 +178,7 @@ def is_observer(module: Any) -> bool:
 
 def is_observed_standalone(module: Any) -> bool:
     """Whether a module is a standalone module that was prepared."""
-    return bool(getattr(module, "is_observed_standalone", False))
+    return isinstance(module, ProgramModule) and "observed" in module.program.meta
 
 
 def find_matches(

@@ -9,31 +9,8 @@ from refquant.fx.custom_config import PrepareCustomConfig
 from refquant.fx.fuse import fuse
 from refquant.fx.prepare import prepare
 from refquant.ir.errors import VerifyError
-from refquant.ir.module import Module
-from refquant.ir.program import Call, Program
+from refquant.ir.program import Call, ProgramModule
 from refquant.qconfig_mapping import QConfigMapping
-
-
-class ProgramModule(Module):
-    """A module whose calls are known: a standalone one.
-
-    Parameters
-    ----------
-    program : Program
-        What it computes; its root holds its modules.
-    """
-
-    def __init__(self, program: Program) -> None:
-        root = program.root
-        super().__init__(
-            "torch.fx.GraphModule", root.config, root.state, root.parts, root.training
-        )
-        self.program = program
-
-    @property
-    def is_observed_standalone(self) -> bool:
-        """Whether it was prepared and is not converted yet."""
-        return "observed" in self.program.meta
 
 
 def prepare_standalone(

@@ -8,9 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from refquant.backend_config import BackendConfig, DTypeConfig, DTypeWithConstraints
+from refquant.backend_config.lookup import get_root_module_to_quantized_reference_module
+from refquant.defects import reproduce
 from refquant.fake_quantize import FixedQParamsFakeQuantize
 from refquant.fx.match import Match, NoTensors
-from refquant.fx.node_qconfigs import QConfigAny, bias_dtype, dtype_of, qconfig_dtypes, sample
+from refquant.fx.node_qconfigs import (
+    QConfigAny,
+    bias_dtype,
+    dtype_of,
+    is_fused,
+    is_supported_by_dtype_configs,
+    qconfig_dtypes,
+    sample,
+)
 from refquant.ir.errors import VerifyError
 from refquant.ir.program import Call, Program
 from refquant.ir.types import float32, quint8
@@ -150,14 +160,34 @@ def assign_targets(
     seen = set()
     # torch asks this of the last call it looked at, the output, whichever match it is at.
     spared = dtype_of(found[program.output].output)[0] is None
+    references = get_root_module_to_quantized_reference_module(backend)
     for match in matches.values():
-        if is_supported(match, found, backend) or spared:
+        supported = is_supported(match, found, backend) and not (
+            _stays_float(match, program, backend, references)
+        )
+        if supported or spared:
             continue
         for call in _calls(match.matched):
             if call not in seen:
                 seen.add(call)
                 found[call] = target_of(call, FLOAT_QCONFIG, None, backend, no_tensors)
     return found
+
+
+def _stays_float(
+    match: Match, program: Program, backend: BackendConfig, references: Mapping[str, str]
+) -> bool:
+    """Whether convert will leave the weight of a module as it is, and this is to be mended."""
+    if match.pattern is None or match.qconfig is None or match.root.kind != "call_module":
+        return False
+    module = program.root.get(match.root.target)
+    inner = module[0] if is_fused(module) and "0" in module.parts else module
+    if inner.kind not in references:
+        return False
+    configs = backend._pattern_complex_format_to_config[match.pattern].dtype_configs
+    if is_supported_by_dtype_configs(match.qconfig, configs):
+        return False
+    return not reproduce("float-module-between-quantizers", match.root.target)
 
 
 def _calls(matched: Any) -> list[Call]:
@@ -312,7 +342,7 @@ def _violation(
             return f"{what} must specify 'eps'"
         if eps < wanted.scale_min_lower_bound:
             return (
-                f"{what} eps ({float(eps)}) must be greater than or equal to the backend's min "
+                f"{what} eps ({eps.item()}) must be greater than or equal to the backend's min "
                 f"scale value ({wanted.scale_min_lower_bound})"
             )
     scale, zero_point = wanted.scale_exact_match, wanted.zero_point_exact_match
@@ -327,7 +357,7 @@ def _violation(
         )
     if observer.scale != scale or observer.zero_point != zero_point:
         return (
-            f"fixed scale ({float(observer.scale)}) and zero point ({int(observer.zero_point)}) "
+            f"fixed scale ({observer.scale.item()}) and zero point ({observer.zero_point.item()}) "
             f"do not match the backend's ({scale} and {zero_point})"
         )
     return None

@@ -19,13 +19,14 @@ from torch import nn
 from torch.ao.quantization import quantize_fx as torch_fx
 
 from refquant import quantize_fx as our_fx
-from refquant.compare import RunDiff, run_diff
+from refquant.compare import GraphDiff, GraphRow, RunDiff, run_diff
 from refquant.defects import TorchDefectWarning
 from refquant.graph_module import GraphModule
 from refquant.importers import from_torch_config
 from refquant.importers.torch_capture import capture_graph_module
 from refquant.ir.errors import RefquantError
 from refquant.ir.qtensor import QTensor
+from refquant.ir.program import Program
 from refquant.program_diff import program_diff
 
 Stage = Literal["fused", "prepared", "calibrated", "reference", "decomposed", "lowered"]
@@ -66,6 +67,10 @@ class Case:
         Ours, where it cannot be translated: classes of the user.
     remove_qconfig, keep_original_weights : bool
         As in ``convert_fx``.
+    run_inputs : tuple, optional
+        What the lowered model is run with, where its inputs are quantized.
+    fill : bool
+        Whether parameters are drawn, and not taken from ``model``.
     steps : int
         Of SGD on torch's side, in training.
     engine : str
@@ -94,6 +99,8 @@ class Case:
     convert_qconfigs: Make | None = None
     remove_qconfig: bool = True
     keep_original_weights: bool = False
+    run_inputs: tuple[Any, ...] | None = None
+    fill: bool = True
     steps: int = 0
     engine: str = "fbgemm"
     raises: Mapping[str, str] = field(default_factory=dict)
@@ -236,9 +243,12 @@ class Flow:
     """A case in progress; what fails is a ``Failure``."""
 
     def __init__(self, case: Case, exact: bool = False) -> None:
-        self.case, self.exact = case, exact
-        self.model = filled(case.model, case.mode, exact)
-        self.examples = drawn(case.inputs, 1, exact)
+        # What equalization learns is in no state_dict: ours observes by itself, exactly.
+        self.case, self.exact = case, exact or case.equalization is not None
+        self.model = copy.deepcopy(case.model).train(case.mode == "qat")
+        if case.fill:
+            self.model = filled(case.model, case.mode, self.exact)
+        self.examples = drawn(case.inputs, 1, self.exact)
         self.converted: dict[str, tuple[Any, Any]] = {}
         self.defects: set[str] = set()
 
@@ -310,9 +320,16 @@ class Flow:
         """Both sides after torch has seen the batches, ours with torch's state."""
         self.fresh  # noqa: B018: before the state changes
         ours, theirs = self.prepared
+        for side in self.prepared:
+            if isinstance(side, Failure):
+                raise AssertionError("prepare failed") from side.error
         with quiet(self.case.engine):
             theirs = attempt(lambda: self._observed(theirs))
-            if not isinstance(theirs, Failure):
+            if isinstance(theirs, Failure) and "calibrated" not in self.case.raises:
+                raise AssertionError("torch fails in calibration") from theirs.error
+            if self.case.equalization is not None:
+                ours = self.ours(lambda: self._observed_by_ours(ours))
+            elif not isinstance(theirs, Failure):
                 ours.load_state_dict(theirs.state_dict())
                 ours.eval()
             else:
@@ -373,8 +390,9 @@ class Flow:
     # ---- comparing
 
     def difference(self, ours: Any, theirs: Any) -> Any:
+        """Compare the calls, and those in standalone modules."""
         with quiet(self.case.engine):
-            return program_diff(ours.program, capture_graph_module(theirs))
+            return compared(ours.program, theirs)
 
     def both(self, stage: Stage) -> tuple[Any, Any]:
         """Return what ours and torch's is at a stage, or why it failed."""
@@ -409,10 +427,15 @@ class Flow:
         assert named in str(ours.error)
         assert "\n" not in str(ours.error)
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The same for torch."""
+        return drawn(self.case.run_inputs or self.case.inputs, 4, self.exact)
+
     @cached_property
     def arrays(self) -> list[Any]:
         """Inputs that no observer has seen."""
-        return [*map(from_torch, drawn(self.case.inputs, 4, self.exact))]
+        return [*map(from_torch, self.tensors)]
 
     def run_ours(self, executor: Any = "fast") -> Any:
         """Run our lowered model."""
@@ -428,8 +451,7 @@ class Flow:
         theirs = self.convert("lowered")[1]
         with quiet(self.case.engine), torch.no_grad():
             # Packed weights remember the engine; what is copied is packed anew.
-            inputs = drawn(self.case.inputs, 4, self.exact)
-            expected = attempt(lambda: copy.deepcopy(theirs)(*inputs))
+            expected = attempt(lambda: copy.deepcopy(theirs)(*self.tensors))
         if "run" in self.case.raises:
             self.check_failure(self.case.raises["run"], attempt(self.run_ours), expected)
             return
@@ -467,6 +489,18 @@ class Flow:
                 self._convert(torch_fx, copy.deepcopy(theirs), "lowered"),
             )
             assert not found, _differences(found)
+
+
+def compared(ours: Program, theirs: Any) -> GraphDiff:
+    """Compare a program with a GraphModule, also in the GraphModules in it."""
+    captured = capture_graph_module(theirs)
+    rows: list[GraphRow] = []
+    for path, inner in theirs.named_children():
+        if isinstance(inner, torch.fx.GraphModule):
+            captured.root.get(path).kind = "torch.fx.GraphModule"
+            mine = ours.root.get(path)
+            rows += compared(mine.program, inner).rows
+    return GraphDiff((*program_diff(ours, captured).rows, *rows))
 
 
 def _differences(found: Any) -> str:

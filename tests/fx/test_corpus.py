@@ -35,10 +35,10 @@ def runnable(case: Case) -> bool:
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if runnable(case)])
 def test_outputs(name: str, ledger: Ledger) -> None:
     case = CASES[name]
-    if case.runs == SUMS_FLOATS:
+    if case.runs == SUMS_FLOATS and "run" not in case.raises:
         flow(name).check_all_but_float_sums()
         ledger.run("graph mode corpus, nodes of the lowered model", True)
-    elif case.runs:
+    elif case.runs and "run" not in case.raises:
         with pytest.raises(UnsupportedError, match=re.escape(case.runs)):
             flow(name).run_ours()
     else:

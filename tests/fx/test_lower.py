@@ -7,6 +7,7 @@ import operator
 import re
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import flows
@@ -30,6 +31,7 @@ from torch.ao.quantization import (
     quantize_fx,
 )
 from torch.ao.quantization.backend_config import get_onednn_backend_config
+from torch.ao.quantization.fx._lower_to_native_backend import _lower_to_native_backend
 from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver
 
 from refquant.defects import TorchDefectWarning, quirks_mode
@@ -40,6 +42,7 @@ from refquant.importers.torch_capture import capture_graph_module
 from refquant.ir.errors import VerifyError
 from refquant.ir.program import Call, Owner, Program
 from refquant.ir.qtensor import type_of
+from refquant.ir.target import Isa
 from refquant.program_diff import program_diff
 
 
@@ -115,6 +118,11 @@ def function(function: Callable[..., Any], *shape: int, **parts: Any) -> Case:
 
 def between(module: nn.Module, *shape: int) -> Case:
     return function(lambda self, y: self.module(y), *shape, module=module)
+
+
+def trained(norm: nn.Module) -> nn.Module:
+    norm(x(2, 3, 4, 4))
+    return norm
 
 
 def conv_case(rank: int, relu: Any = None, **settings: Any) -> Case:
@@ -424,7 +432,7 @@ CASES: dict[str, Callable[[], Case]] = {
         )
     },
     # those of the quantize
-    "BatchNorm2d": lambda: between(nn.BatchNorm2d(3), 2, 3, 4, 4),
+    "BatchNorm2d": lambda: between(trained(nn.BatchNorm2d(3)), 2, 3, 4, 4),
     "BatchNorm3d": lambda: between(nn.BatchNorm3d(3), 2, 3, 2, 4, 4),
     "BNReLU2d": lambda: between(chain(nn.BatchNorm2d(3), nn.ReLU()), 2, 3, 4, 4),
     "BNReLU3d": lambda: between(chain(nn.BatchNorm3d(3), nn.ReLU()), 2, 3, 2, 4, 4),
@@ -547,10 +555,14 @@ def reference_program(case: Case, prepared: Any = None) -> tuple[Program, Any]:
             copy.deepcopy(prepared), _remove_qconfig=False, backend_config=case.backend
         )
     )
+    return placed(program, observed.node_name_to_scope), observed.node_name_to_qconfig
+
+
+def placed(program: Program, scopes: dict[str, Any]) -> Program:
     for call in program:
-        if call.name in observed.node_name_to_scope:
-            call.owner = Owner(observed.node_name_to_scope[call.name][0], None)
-    return program, observed.node_name_to_qconfig
+        if call.name in scopes:
+            call.owner = Owner(scopes[call.name][0], None)
+    return program
 
 
 def torch_programs(case: Case, keep: bool = False) -> tuple[Program, Program, Any, nn.Module]:
@@ -563,12 +575,20 @@ def torch_programs(case: Case, keep: bool = False) -> tuple[Program, Program, An
         return reference, capture_graph_module(lowered), qconfigs, lowered
 
 
+@cache
+def of_case(name: str) -> tuple[Case, Program, Program, Any, nn.Module]:
+    case = CASES[name]()
+    return (case, *torch_programs(case))
+
+
 def without_qconfigs(program: Program) -> Program:
     for _, module in program.root.named_modules():
         module.config.pop("qconfig", None)
     return program
 
 
+# ATEN_CPU_CAPABILITY limits ATen but not fbgemm: no target stands for such a machine.
+MIXED = this_machine().isa != Isa.AVX512_VNNI
 # What has no kernel yet, or is refused by torch's kernels too.
 NOT_RUN = (
     *("ConvAdd2d", "ConvAddReLU2d", "LinearLeakyReLU", "LinearTanh"),
@@ -581,8 +601,8 @@ FLOAT = ("dynamic Conv2d", "dynamic F.conv2d", "operator.matmul", "GELU")
 
 @pytest.mark.parametrize("name", CASES)
 def test_lowered_as_torch(name: str, ledger: Ledger) -> None:
-    case = CASES[name]()
-    ours, theirs, qconfigs, model = torch_programs(case)
+    case, reference, theirs, qconfigs, model = of_case(name)
+    ours = reference.copy()
     with quiet():
         lower(ours, qconfigs)
     diff = program_diff(without_qconfigs(ours), theirs)
@@ -591,14 +611,15 @@ def test_lowered_as_torch(name: str, ledger: Ledger) -> None:
     assert set(ours.root.state) == set(theirs.root.state)
     paths = [{path for path, _ in p.root.named_modules(shared=True)} for p in (ours, theirs)]
     assert paths[0] == paths[1]
-    if not any(word in name for word in (*NOT_RUN, *FLOAT)):
-        with flows.fbgemm():
-            expected = flat(from_torch(model(*case.inputs)))
-        arrays = tuple(map(from_torch, case.inputs))
-        graph = graph_of(ours, tuple(map(type_of, arrays)), batch=None)
-        found = flat(graph.run(*arrays, target=this_machine()).outputs)
-        for mine, yours in zip(found, expected, strict=True):
-            assert_same(mine, yours)
+    if MIXED or any(word in name for word in (*NOT_RUN, *FLOAT)):
+        return
+    with flows.fbgemm():
+        expected = flat(from_torch(model(*case.inputs)))
+    arrays = tuple(map(from_torch, case.inputs))
+    graph = graph_of(ours, tuple(map(type_of, arrays)), batch=None)
+    found = flat(graph.run(*arrays, target=this_machine()).outputs)
+    for mine, yours in zip(found, expected, strict=True):
+        assert_same(mine, yours)
 
 
 def quiet() -> Any:
@@ -613,13 +634,10 @@ def flat(value: Any) -> list[Any]:
 
 def test_the_cases_use_every_row_of_the_tables() -> None:
     found, before = set(), set()
-    for make in CASES.values():
-        with flows.fbgemm():
-            reference, qconfigs = reference_program(make())
+    for name in CASES:
+        _, reference, lowered, _, _ = of_case(name)
         before |= {kind_of(call, reference) for call in reference}
-        with quiet():
-            lower(reference, qconfigs)
-        found |= {kind_of(call, reference) for call in reference}
+        found |= {kind_of(call, lowered) for call in lowered}
     modules = {*tables.STATIC.values(), *tables.DYNAMIC.values(), *tables.WEIGHT_ONLY.values()}
     modules |= {*tables.SPECIAL.values()}
     for fused in (tables.STATIC_FUSED, tables.STATIC_FUSED_TWO_INPUTS, tables.DYNAMIC_FUSED):
@@ -638,6 +656,91 @@ def kind_of(call: Call, program: Program) -> str:
     if call.kind == "call_module":
         return str(program.root.get(call.target).kind)
     return call.target
+
+
+def assert_lowers_alike(model: Any, qconfigs: dict[str, Any], scopes: dict[str, Any]) -> None:
+    """Compare with torch's lowering alone, for what its prepare would never make."""
+    ours = placed(capture_graph_module(model), scopes)
+    with flows.fbgemm(), quiet():
+        lower(ours, qconfigs)
+        theirs = _lower_to_native_backend(copy.deepcopy(model), qconfigs, scopes)
+        expected = without_qconfigs(capture_graph_module(theirs))
+    diff = program_diff(without_qconfigs(ours), expected)
+    assert not diff, str(diff)
+    assert str(ours) == str(expected)
+
+
+def reference_model(case: Case) -> tuple[Any, dict[str, Any]]:
+    with flows.fbgemm():
+        prepared = prepared_model(case)
+        observed = prepared.meta["_observed_graph_module_attrs"]
+        model = quantize_fx.convert_to_reference_fx(
+            prepared, _remove_qconfig=False, backend_config=case.backend
+        )
+    return model, observed.node_name_to_scope
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("functions in nested modules", "Linear ReLU", "ConvAddReLU2d", "torch.mul nn.ReLU"),
+        *("dynamic F.linear int8, F.relu", "dynamic F.linear fp16", "dynamic LinearReLU"),
+        *("F.conv2d relu", "F.conv_transpose2d", "Embedding 8 bits", "F.elu", "x + 2"),
+    ],
+)
+def test_any_call_may_be_without_qconfig(name: str) -> None:
+    model, scopes = reference_model(CASES[name]())
+    for node in model.graph.nodes:
+        assert_lowers_alike(model, {node.name: None}, scopes)
+
+
+def test_a_module_may_be_called_by_two_paths() -> None:
+    model, scopes = reference_model(called_twice())
+    model.twin = model.lin
+    second = [node for node in model.graph.nodes if node.target == "lin"][1]
+    second.target = "twin"
+    assert_lowers_alike(model, {}, scopes)
+
+
+@pytest.mark.parametrize(
+    "name", ["F.linear", "Conv2d plain", "torch.add", "dynamic F.linear int8", "Sigmoid"]
+)
+def test_a_relu_may_stand_before_the_quantize(name: str) -> None:
+    model, scopes = reference_model(CASES[name]())
+    model.relu = nn.ReLU()
+    for relu in (F.relu, torch.relu, "relu"):
+        changed = copy.deepcopy(model)
+        insert_relu(changed, relu, scopes)
+        assert_lowers_alike(changed, {}, scopes)
+
+
+def insert_relu(model: Any, relu: Any, scopes: dict[str, Any]) -> None:
+    for node in list(model.graph.nodes):
+        is_op = node.name in scopes and node.op in ("call_module", "call_function")
+        for user in list(node.users) if is_op else ():
+            with model.graph.inserting_after(node):
+                kind = "call_module" if relu == "relu" else "call_function"
+                made = model.graph.create_node(kind, relu, (node,))
+            user.replace_input_with(node, made)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("F.conv_transpose2d", RuntimeError, "conv_transpose2d: .* with relu has no quantized"),
+        ("torch.matmul", KeyError, "matmul: torch.matmul with relu has no quantized form"),
+    ],
+)
+def test_a_relu_before_the_quantize_is_refused_as_in_torch(
+    name: str, error: type[Exception], message: str
+) -> None:
+    model, scopes = reference_model(CASES[name]())
+    insert_relu(model, F.relu, scopes)
+    ours = placed(capture_graph_module(model), scopes)
+    with pytest.raises(error):
+        _lower_to_native_backend(model, {}, scopes)
+    with pytest.raises(VerifyError, match=message):
+        lower(ours, {})
 
 
 def test_original_weights_are_kept() -> None:

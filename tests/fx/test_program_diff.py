@@ -139,6 +139,8 @@ def changed_values(value: Any) -> Iterator[Any]:
         for scale in (2 * np.asarray(value.scale), np.nextafter(value.scale, 0)):
             given = scale if value.axis is not None else float(scale)
             yield QTensor(value.int_repr, given, value.zero_point, value.axis, value.dtype)
+        if value.axis is not None:
+            yield QTensor(value.int_repr, value.scale, value.zero_point, 1, value.dtype)
         zero = np.asarray(value.zero_point) ^ 1
         given = zero if value.axis is not None else int(zero)
         yield QTensor(value.int_repr, value.scale, given, value.axis, value.dtype)
