@@ -26,7 +26,7 @@ from refquant.importers.torch_recurrent import RECURRENT
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node, Origin, Scope, Value
 from refquant.ir.module import Module, Packed
-from refquant.ir.program import Call, Program, ProgramModule, each
+from refquant.ir.program import Call, Program, each
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.text import RESERVED
@@ -119,7 +119,7 @@ class FxBuilder(TorchBuilder):
 
     def rule_of(self, module: Any) -> Rule:
         """Return the rule of a module: its own, of its class, or of an observer or fake-quant."""
-        if isinstance(module, ProgramModule):
+        if getattr(module, "program", None) is not None:
             return _inline
         own = getattr(type(module), "emit", None)
         if own is not None:
@@ -297,7 +297,7 @@ class _Import:
         return self.copies.get(one.name, one.name) == self.copies.get(other.name, other.name)
 
 
-def _inline(b: FxBuilder, module: ProgramModule, *args: Any, **kwargs: Any) -> Any:
+def _inline(b: FxBuilder, module: Module, *args: Any, **kwargs: Any) -> Any:
     """Import the calls of a standalone module in place."""
     job = _Import(module.program, b, f"{b.path(module)}.")
     given = iter(args)

@@ -15,7 +15,7 @@ from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.module import Module, Packed
 from refquant.ir.names import canonical, object_type
 from refquant.ir.packed_cell import PackedCell
-from refquant.ir.program import Call, Owner, Program, ProgramModule
+from refquant.ir.program import Call, Owner, Program
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.types import DTYPES, QScheme, TensorType
 
@@ -203,8 +203,10 @@ class _Modules:
         if id(module) in self.same:
             return self.same[id(module)]
         if isinstance(module, torch.fx.GraphModule) and self.same:
-            self.same[id(module)] = ProgramModule(capture_graph_module(module))
-            return self.same[id(module)]
+            program = capture_graph_module(module)
+            program.root.program = program
+            self.same[id(module)] = program.root
+            return program.root
         made = Module(_kind(module), training=module.training, role=_role(module))
         self.same[id(module)] = made
         for name, value in vars(module).items():
@@ -238,6 +240,8 @@ class _Modules:
 
 def _kind(module: Any) -> str:
     cls = type(module)
+    if cls.__module__ == "torch.fx.graph_module":
+        return "torch.fx.GraphModule"
     parametrized = "torch.nn.utils.parametrize"
     if cls.__module__ == parametrized or hasattr(module, "parametrizations"):
         cls = cls.__mro__[1]

@@ -42,6 +42,8 @@ class Module:
         ``observer``, ``fake_quantize``, ``equalization``, or empty.
     plain : frozenset of str
         Arrays in ``state`` that are no parameter or buffer, which a ``state_dict`` leaves out.
+    program : Program, optional
+        The calls in it, for a module that is prepared and converted by itself.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class Module:
     training: bool = False
     role: str = ""
     plain: frozenset[str] = frozenset()
+    program: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):
@@ -121,6 +124,8 @@ class Module:
                 name: part.copy(memo) if isinstance(part, Module) else _copied(part, memo)
                 for name, part in self.parts.items()
             }
+            if self.program is not None:
+                made.program = self.program.copy_onto(made)
         return memo[id(self)]  # type: ignore[no-any-return]
 
 

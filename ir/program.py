@@ -260,7 +260,14 @@ class Program:
 
     def copy(self) -> Program:
         """Return a copy that shares the arrays."""
-        made = Program(self.root.copy())
+        root = self.root.copy()
+        if self.root.program is self:
+            return root.program  # type: ignore[no-any-return]
+        return self.copy_onto(root)
+
+    def copy_onto(self, root: Module) -> Program:
+        """Return a copy of the calls for a copy of the modules."""
+        made = Program(root)
         made.meta = dict(self.meta)
         same: dict[Call, Call] = {}
         for call in self:
@@ -296,6 +303,8 @@ class Program:
                 owner.set(last, getattr(found, last))
                 if last in getattr(found, "plain", ()):
                     owner.plain |= {last}
+        if self.root.program is self:
+            new.program = self
         self.root = new
 
     def __str__(self) -> str:
@@ -305,30 +314,6 @@ class Program:
             arguments += [f"{key}={_show(value)}" for key, value in call.kwargs.items()]
             rows.append(f"{call.name} = {call.kind} {call.target}({', '.join(arguments)})")
         return "\n".join(rows)
-
-
-class ProgramModule(Module):
-    """A module of which the calls are known: one that is prepared and converted by itself.
-
-    Parameters
-    ----------
-    program : Program
-        What it computes; its root holds its modules.
-    """
-
-    def __init__(self, program: Program) -> None:
-        root = program.root
-        super().__init__(
-            "torch.fx.GraphModule", root.config, root.state, root.parts, root.training
-        )
-        self.program = program
-
-    def copy(self, memo: dict[int, Any] | None = None) -> Module:
-        """Return a copy with calls of its own."""
-        memo = {} if memo is None else memo
-        if id(self) not in memo:
-            memo[id(self)] = ProgramModule(self.program.copy())
-        return memo[id(self)]  # type: ignore[no-any-return]
 
 
 def base_name(kind: str, target: str) -> str:

@@ -130,6 +130,11 @@ def quirks_mode(mode: Quirks) -> Iterator[None]:
         _STATE.reset(token)
 
 
+def fixes() -> bool:
+    """Whether defects are to be fixed."""
+    return (_STATE.get(None) or _State()).mode == "fixed"
+
+
 def takes_quirks(function: Callable[P, R]) -> Callable[P, R]:
     """Give effect to the argument ``quirks`` of a function."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from refquant.graph_diff import GraphDiff, GraphRow
 from refquant.ir.module import Module, Packed
 from refquant.ir.packed_cell import PackedCell
-from refquant.ir.program import Call, Program, ProgramModule
+from refquant.ir.program import Call, Program
 from refquant.ir.qtensor import Array, QTensor
 from refquant.qconfig import QConfig, qconfig_equals
 
@@ -20,7 +20,10 @@ from refquant.qconfig import QConfig, qconfig_equals
 # compiler reads, and the qconfig, which a module may be given late. Ours: the machine meant and
 # the counts of an observer.
 ONE_SIDED = frozenset(
-    ("batches", "elements", "target", "factory_kwargs", "init", "qconfig", "shape_env", "tensor_val")
+    (
+        *("batches", "elements", "target", "factory_kwargs", "init", "qconfig", "shape_env"),
+        "tensor_val",
+    )
 )
 # Arrays that torch leaves random and that nothing reads: the bias that counts is packed.
 RANDOM_STATE = {
@@ -182,8 +185,9 @@ def _contents(path: str, a: Any, b: Any) -> Iterator[str]:
     modes = [getattr(module, "training", None) for module in (a, b)]
     if not a.role and modes[0] != modes[1]:
         yield f"module {_join(path, 'training')}: {modes[0]} against {modes[1]}"
-    if isinstance(a, ProgramModule) and isinstance(b, ProgramModule):
-        for row in program_diff(a.program, b.program).differences:
+    mine, yours = getattr(a, "program", None), getattr(b, "program", None)
+    if mine is not None and yours is not None:
+        for row in program_diff(mine, yours).differences:
             yield f"in {path}: {row.ours} against {row.torch}: {'; '.join(row.differences)}"
         return
     mine, yours = a.config, b.config

@@ -27,7 +27,7 @@ from refquant.graph_module import GraphModule
 from refquant.importers.torch_capture import as_types, capture, is_torch_module
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Graph
-from refquant.ir.program import Program, ProgramModule
+from refquant.ir.program import Program
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
 from refquant.observer_base import caller
@@ -367,7 +367,7 @@ def _captured(model: Any, custom: PrepareCustomConfig) -> Program:
         entry = custom.standalone_module_names.get(
             call.target, custom.standalone_module_classes.get(module.kind)
         )
-        if entry is not None and not isinstance(module, ProgramModule):
+        if entry is not None and module.program is None:
             inner = entry.prepare_custom_config or PrepareCustomConfig()
             traced = capture(
                 model.get_submodule(call.target),
@@ -375,7 +375,8 @@ def _captured(model: Any, custom: PrepareCustomConfig) -> Program:
                 inner.non_traceable_module_classes,
                 swap_float_functional=True,
             )
-            module.program = traced
+            # The same modules: what prepare does to the outer model reaches into it, as in torch.
+            traced.root, module.program = module, traced
     return program
 
 

@@ -176,6 +176,8 @@ class _Conversion:
             for table in custom.observed_to_quantized_mapping.values()
             for key in table
         }
+        # As they are now: where a module is called twice, torch converts it twice.
+        self.modules = {call.target: module for call, module in program.owners()}
         self.quantized: set[Call] = set()  # calls whose result is quantized already
 
     def run(self) -> None:
@@ -189,7 +191,7 @@ class _Conversion:
                 self.keep_outputs_quantized(call)
             elif call.kind == "call_module":
                 try:
-                    self.module_call(call, self.program.root.get(call.target))
+                    self.module_call(call, self.modules[call.target])
                 except RefquantError as error:
                     where = "" if call.target in str(error) else f"{call.target}: "
                     raise type(error)(f"{where}{error}") from None
@@ -301,15 +303,17 @@ class _Conversion:
             if outputs[0] != 0:
                 raise VerifyError(f"only output_quantized_idxs [0] is supported, got {outputs}")
             self.dequantize(call)
-        made = module.copy()
+        made = module.program.copy()
         convert(
-            made.program,
+            made,
             is_reference=self.is_reference,
             custom=ConvertCustomConfig(),
             backend=self.backend,
             reduce_range=self.reduce_range,
         )
-        self.program.root.set(call.target, type(module)(made.program))
+        made.root.program = made
+        self.program.root.set(call.target, made.root)
+        self.modules[call.target] = made.root
 
     def weighted(self, call: Call, module: Module) -> None:
         """Replace a module with a weight by its reference module, if its QConfig allows."""

@@ -78,8 +78,11 @@ class _Equalization:
                 raise VerifyError(f"{call.name}: no layer follows that can be equalized")
             weight = self.weight_observer(layer)
             if weight is not None:
-                scale = calculate_equalization_scale(observer, weight)
-                observer.set_equalization_scale(scale)
+                try:
+                    scale = calculate_equalization_scale(observer, weight)
+                    observer.set_equalization_scale(scale)
+                except VerifyError as error:
+                    raise VerifyError(f"{layer.name}: {error}") from None
                 weight.set_equalization_scale(scale)
                 self.weights[layer.name] = weight
 

@@ -13,9 +13,9 @@ from refquant.backend_config.lookup import (
     sorted_patterns_dict,
 )
 from refquant.backend_config.pattern import Pattern
-from refquant.defects import reproduce
+from refquant.defects import fixes
 from refquant.ir.errors import VerifyError
-from refquant.ir.program import Call, Program, ProgramModule
+from refquant.ir.program import Call, Program
 
 
 def object_type_of(call: Call, program: Program) -> str:
@@ -113,6 +113,7 @@ class NoTensors:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._known: dict[Call, bool] = {}
+        self.size_arithmetic: set[Call] = set()  # where torch takes numbers for tensors
 
     def __call__(self, value: Any) -> bool:
         """Whether the value is made of plain numbers only."""
@@ -161,7 +162,8 @@ class NoTensors:
         if isinstance(arg, Call):
             return self._known[arg]
         if isinstance(arg, tuple) and self._is_size(arg):
-            return not reproduce("tuple-counts-as-tensor", call.name)
+            self.size_arithmetic.add(call)
+            return fixes()
         return isinstance(arg, int)
 
     def _is_size(self, value: tuple[Any, ...]) -> bool:
@@ -178,7 +180,8 @@ def is_observer(module: Any) -> bool:
 
 def is_observed_standalone(module: Any) -> bool:
     """Whether a module is a standalone module that was prepared."""
-    return isinstance(module, ProgramModule) and "observed" in module.program.meta
+    program = getattr(module, "program", None)
+    return program is not None and "observed" in program.meta
 
 
 def find_matches(

@@ -20,7 +20,7 @@ from refquant.fx.custom_config import PrepareCustomConfig, StandaloneModuleConfi
 from refquant.fx.custom_module import custom_kinds, observed_module
 from refquant.fx.equalize import supports_equalization
 from refquant.fx.lstm import insert_dequant_stubs, is_custom_lstm, lstm_behind
-from refquant.fx.match import Match, find_matches, is_observer
+from refquant.fx.match import Match, NoTensors, find_matches, is_observer
 from refquant.fx.node_qconfigs import (
     QConfigAny,
     dtype_of,
@@ -175,6 +175,7 @@ class _Insertion:
         self.attributes = Attributes(program.root)
         self.targets: dict[Call, TargetDType] = {}
         self.swapped: set[str] = set()
+        self.no_tensors = NoTensors(program)
 
     def module(self, call: Any) -> Any:
         """Return the module that a call is of, or None."""
@@ -205,6 +206,7 @@ class _Insertion:
             self.backend,
             self.custom.input_quantized_indexes,
             self.custom.output_quantized_indexes,
+            self.no_tensors,
         )
         for call in list(self.program):
             if call.kind == "output":
@@ -254,6 +256,8 @@ class _Insertion:
 
     def insert(self, call: Call, observer: Any) -> Call:
         """Call an observer on the result of ``call``."""
+        if call in self.no_tensors.size_arithmetic:
+            reproduce("tuple-counts-as-tensor", call.name)
         scales = isinstance(observer, _InputEqualizationObserver | _WeightEqualizationObserver)
         prefix = f"{call.name}_equalization_process_" if scales else "activation_post_process_"
         name = self.attributes.add(prefix, observer)

@@ -9,7 +9,8 @@ from refquant.fx.custom_config import PrepareCustomConfig
 from refquant.fx.fuse import fuse
 from refquant.fx.prepare import prepare
 from refquant.ir.errors import VerifyError
-from refquant.ir.program import Call, ProgramModule
+from refquant.ir.module import Module
+from refquant.ir.program import Call
 from refquant.qconfig_mapping import QConfigMapping
 
 
@@ -20,7 +21,7 @@ def prepare_standalone(
     custom: PrepareCustomConfig,
     backend: BackendConfig,
     is_qat: bool,
-) -> ProgramModule:
+) -> Module:
     """Return the prepared form of a standalone module."""
     program = getattr(module, "program", None)
     if program is None:
@@ -32,6 +33,10 @@ def prepare_standalone(
     program.keep_only_used()
     program = fuse(program, is_qat, backend)
     program.keep_only_used()
-    prepare(program, mapping, is_qat, custom, QConfigMapping(), backend, is_standalone=True)
+    try:
+        prepare(program, mapping, is_qat, custom, QConfigMapping(), backend, is_standalone=True)
+    except VerifyError as error:
+        raise VerifyError(f"{call.target}: {error}") from None
     program.keep_only_used()
-    return ProgramModule(program)
+    program.root.program = program
+    return program.root

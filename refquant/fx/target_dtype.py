@@ -141,9 +141,9 @@ def assign_targets(
     backend: BackendConfig,
     quantized_inputs: list[int],
     quantized_outputs: list[int],
+    no_tensors: NoTensors,
 ) -> dict[Call, TargetDType]:
     """Return the target dtypes of every call, those that the back-end cannot do set to float."""
-    no_tensors = NoTensors(program)
     found = dict.fromkeys(program, TargetDType())
     seen: set[Call] = set()
     for match in matches.values():

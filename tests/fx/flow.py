@@ -24,8 +24,8 @@ from refquant.defects import TorchDefectWarning
 from refquant.graph_module import GraphModule
 from refquant.importers import from_torch_config
 from refquant.importers.torch_capture import capture_graph_module
-from refquant.ir.errors import RefquantError
-from refquant.ir.qtensor import QTensor
+from refquant.ir.errors import RefquantError, UnsupportedError
+from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.program import Program
 from refquant.program_diff import program_diff
 
@@ -416,16 +416,44 @@ class Flow:
             found = self.difference(*self.calibrated)
             assert not found, f"after calibration: {_differences(found)}"
 
+    def check_alike(self, form: Stage, outputs: bool = False) -> str:
+        """Compare prepare and one conversion, wherever torch gets; return how far that is."""
+        ours, theirs = self.prepared
+        if isinstance(theirs, Failure):
+            self.check_refused(ours)
+            return "refused in prepare"
+        self.check("prepared")
+        for wanted in {form: None, **({"lowered": None} if outputs else {})}:
+            ours, theirs = self.convert(wanted)
+            if isinstance(theirs, Failure):
+                self.check_refused(ours)
+                return "refused in convert"
+            self.check(wanted)
+        if not outputs:
+            return "same graphs"
+        with quiet(self.case.engine), torch.no_grad():
+            if isinstance(attempt(lambda: copy.deepcopy(theirs)(*self.tensors)), Failure):
+                return "torch cannot run it"
+        try:
+            self.check_all_but_float_sums()
+        except UnsupportedError:
+            return "no kernel"
+        return "same outputs"
+
+    def check_refused(self, ours: Any) -> None:
+        """Ours refuses too, in one line."""
+        assert isinstance(ours, Failure), "ours does not fail"
+        if not isinstance(ours.error, REFUSALS):
+            raise AssertionError("an error that says nothing") from ours.error
+        assert "\n" not in str(ours.error)
+
     def check_failure(self, named: str, ours: Any, theirs: Any) -> None:
         assert isinstance(theirs, Failure), "torch does not fail"
         if not named:
             assert not isinstance(ours, Failure), f"does not do better: {ours}"
             return
-        assert isinstance(ours, Failure), "ours does not fail"
-        if not isinstance(ours.error, REFUSALS):
-            raise AssertionError("an error that says nothing") from ours.error
-        assert named in str(ours.error)
-        assert "\n" not in str(ours.error)
+        self.check_refused(ours)
+        assert named in str(ours.error), str(ours.error)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -463,6 +491,8 @@ class Flow:
 
     def run_diff(self) -> RunDiff:
         ours, theirs = self.convert("lowered")
+        if not ours.types:  # an input is quantized
+            ours.types = tuple(map(type_of, self.arrays))
         with quiet(self.case.engine):
             return run_diff(ours.graph, theirs, self.arrays, ours.target)
 

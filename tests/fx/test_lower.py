@@ -702,6 +702,36 @@ def test_a_module_may_be_called_by_two_paths() -> None:
     assert_lowers_alike(model, {}, scopes)
 
 
+def test_a_module_is_lowered_once_for_static_and_dynamic_calls() -> None:
+    """What a pass has replaced is no reference module to the next pass."""
+    model, scopes = reference_model(called_twice())
+    first, second = (node for node in model.graph.nodes if node.target == "lin")
+    dequantize = second.args[0]
+    with model.graph.inserting_before(second):
+        made = model.graph.call_function(
+            torch.quantize_per_tensor_dynamic, (dequantize, torch.quint8, True)
+        )
+        second.args = (model.graph.call_method("dequantize", (made,)),)
+    output = next(node for node in model.graph.nodes if node.op == "output")
+    output.args = ((second, first),)
+    model.graph.eliminate_dead_code()
+    assert_lowers_alike(model, {}, scopes)
+
+
+@pytest.mark.parametrize("name", ["torch.sigmoid", "Tanh", "Hardsigmoid", "Softmax", "torch.add"])
+def test_no_defect_is_seen_where_none_is(name: str) -> None:
+    reference, qconfigs = reference_program_of(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TorchDefectWarning)
+        lower(reference, qconfigs)
+    assert not program_diff(without_qconfigs(reference), of_case(name)[2])
+
+
+def reference_program_of(name: str) -> tuple[Program, Any]:
+    _, reference, _, qconfigs, _ = of_case(name)
+    return reference.copy(), qconfigs
+
+
 @pytest.mark.parametrize(
     "name", ["F.linear", "Conv2d plain", "torch.add", "dynamic F.linear int8", "Sigmoid"]
 )
