@@ -27,6 +27,9 @@ class GraphModule:
         Of the inputs; without them the first call of the model tells.
     target : str
         The machine it is for.
+
+    Attributes that a custom config preserves are attributes here, and so is
+    ``original_weights_lookup`` where convert kept the float weights.
     """
 
     def __init__(
@@ -36,10 +39,8 @@ class GraphModule:
         self.types = tuple(types)
         self.target = target
         self._graph: Graph | None = None
-
-    def preserve(self, name: str, value: Any) -> None:
-        """Keep an attribute of the model that no call uses."""
-        setattr(self, name, value)
+        if "original_weights_lookup" in program.meta:
+            self.original_weights_lookup = program.meta["original_weights_lookup"]
 
     @property
     def graph(self) -> Graph:
@@ -129,7 +130,10 @@ class GraphModule:
                     for place, value in metadata.items()
                     if place == path or place.startswith(prefix)
                 }
-                module.load_state_dict(part)
+                try:
+                    module.load_state_dict(part)
+                except VerifyError as error:
+                    raise VerifyError(f"{path}: {error}") from None
                 continue
             for name, value in module.state.items():
                 key = prefix + name

@@ -300,6 +300,7 @@ def _convert(
         )
     mapping = None if qconfig_mapping is None else _mapping("qconfig_mapping", qconfig_mapping)
     made = graph_module.copy()
+    made.program.meta["preserved"] = _attributes(graph_module, custom)
     engine = Target.parse(made.target).engine
     observed = made.program.meta.get("observed")
     convert(
@@ -347,10 +348,7 @@ def _program(
             f"{type(model).__name__}"
         )
     _check_leaves(program, custom)
-    names = keep.preserved_attributes if keep is not None else []
-    program.meta["preserved"] = {
-        name: program.root.get(name) for name in names if program.root.has(name)
-    }
+    program.meta["preserved"] = _attributes(model, keep)
     return program, types or own, target
 
 
@@ -395,9 +393,15 @@ def _check_leaves(program: Program, custom: PrepareCustomConfig) -> None:
             )
 
 
+def _attributes(model: Any, keep: FuseCustomConfig | None) -> dict[str, Any]:
+    """Return the attributes of a model that a config says to preserve, as far as it has them."""
+    names = keep.preserved_attributes if keep is not None else []
+    return {name: getattr(model, name) for name in names if hasattr(model, name)}
+
+
 def _preserve(made: GraphModule, program: Program) -> GraphModule:
-    for name, value in program.meta.get("preserved", {}).items():
-        made.preserve(name, value)
+    for name, value in program.meta.pop("preserved", {}).items():
+        setattr(made, name, value)
     return made
 
 
