@@ -62,6 +62,13 @@ def exhaustive(session: nox.Session) -> None:
 
 
 @nox.session
+def graph_mode(session: nox.Session) -> None:
+    """Compare graph mode with torch at full length: 20,000 random networks."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "tests/fx", "--sweep", "--ledger", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; broken links fail."""
     session.install("-e", ".[docs]")

@@ -1,4 +1,4 @@
-"""Three small networks for handwritten digits, quantized by torch for fbgemm.
+"""Four small networks for handwritten digits, quantized by torch for fbgemm.
 
 Each factory returns the model that torch converted and the 450 test images. The weights were
 trained on scikit-learn's digits; see ``examples/data/README.md``.
@@ -77,6 +77,20 @@ class Mlp(nn.Module):
         return self.c(F.relu(self.b(F.relu(self.a(torch.flatten(x, 1))))))
 
 
+class Lstm(nn.Module):
+    """The rows of an image one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.LSTM(8, 32, batch_first=True)
+        self.o = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return 10 logits for each image."""
+        y, _ = self.l(x.squeeze(1))
+        return self.o(y[:, -1])
+
+
 def images(part: str = "Xt") -> torch.Tensor:
     """Return the test images ("Xt") or the training images ("X") in 0..1."""
     data = np.load(DATA / "digits_data.npz")
@@ -90,7 +104,12 @@ def labels() -> np.ndarray:
 
 def trained(name: str) -> nn.Module:
     """Return one of the float networks with its trained weights."""
-    model = {"cnn": lambda: Cnn(True), "cnnr": lambda: Cnn(False), "mlp": Mlp}[name]()
+    model = {
+        "cnn": lambda: Cnn(True),
+        "cnnr": lambda: Cnn(False),
+        "mlp": Mlp,
+        "lstm": Lstm,
+    }[name]()
     arrays = np.load(DATA / f"digits_{name}_float.npz")
     state = {key[2:]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith("p:")}
     model.load_state_dict(state)

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from refquant.importers import torch_functional as f
 from refquant.importers import torch_quantized as q
 from refquant.importers.builder import Rule
 from refquant.importers.rules import TorchBuilder, evaluation_only, only
 from refquant.importers.torch_functions import COMMON
 from refquant.importers.torch_quantized_modules import reference_weight
-from refquant.importers.torch_tensors import cat, chunk, getitem, stack
+from refquant.importers.torch_tensors import cat, chunk, getitem, new_filled, stack
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
 from refquant.ir.packed_cell import PackedCell
@@ -139,7 +137,8 @@ def recurrent(b: TorchBuilder, module: Mod, input: Value, hx: Any = None) -> tup
         raise UnsupportedError(f"{mode} over a symbolic number of steps")
     directions = ("", "_reverse") if module.bidirectional else ("",)
     count = module.num_layers * len(directions)
-    given = _initial(b, hx, 2 if mode == "LSTM" else 1, (count, rows, module.hidden_size))
+    shape = (count, rows, module.hidden_size)
+    given = _initial(b, hx, 2 if mode == "LSTM" else 1, input, shape)
     finals: list[tuple[Value, ...]] = []
     for layer in range(module.num_layers):
         halves = []
@@ -162,16 +161,12 @@ def recurrent(b: TorchBuilder, module: Mod, input: Value, hx: Any = None) -> tup
     return input, states if mode == "LSTM" else states[0]
 
 
-def _initial(b: TorchBuilder, hx: Any, count: int, shape: tuple[Any, ...]) -> tuple[Value, ...]:
+def _initial(
+    b: TorchBuilder, hx: Any, count: int, like: Value, shape: tuple[Any, ...]
+) -> tuple[Value, ...]:
     if hx is not None:
         return tuple(hx) if isinstance(hx, tuple | list) else (hx,)
-    return (_zeros(b, shape),) * count
-
-
-def _zeros(b: TorchBuilder, shape: tuple[Any, ...]) -> Value:
-    if not all(isinstance(size, int) for size in shape):
-        raise UnsupportedError("initial zeros of a symbolic batch")
-    return b.parameter("initial_zeros", np.zeros(shape, np.float32))
+    return (new_filled(0)(b, like, shape),) * count
 
 
 def cell(b: TorchBuilder, module: Mod, input: Value, hx: Any = None) -> Any:
@@ -187,7 +182,7 @@ def cell(b: TorchBuilder, module: Mod, input: Value, hx: Any = None) -> Any:
     else:
         project, recur = (_float(b, module, part, "") for part in ("ih", "hh"))
     shape = (input.type.shape[0], module.hidden_size)
-    state = _initial(b, hx, 2 if mode == "LSTM" else 1, shape)
+    state = _initial(b, hx, 2 if mode == "LSTM" else 1, input, shape)
     made = _STEPS[mode](b, project(input), state, recur)
     return made if mode == "LSTM" else made[0]
 
@@ -261,9 +256,9 @@ def quantizable_lstm(
 
 
 def _quantized_zeros(b: TorchBuilder, like: Value, shape: tuple[Any, ...]) -> Value:
-    zeros = _zeros(b, shape)
     if like.type.qparams is None:
-        return zeros
+        return new_filled(0)(b, like, shape)  # type: ignore[no-any-return]
+    zeros = new_filled(0)(b, b.emit("aten::dequantize", like), shape)
     dtype = like.type.dtype
     return b.emit("aten::quantize_per_tensor", zeros, scale=1.0, zero_point=0, dtype=dtype)
 

@@ -6,12 +6,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from refquant.importers.fx import graph_of
 from refquant.ir.errors import VerifyError
+from refquant.ir.execute import check_inputs
 from refquant.ir.graph import Graph
 from refquant.ir.module import Module
 from refquant.ir.program import Program
-from refquant.ir.qtensor import Tensor, type_of
+from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.types import Dim, TensorType
 from refquant.stateful import StateDict, as_array
 
@@ -72,13 +75,23 @@ class GraphModule:
 
     def run(self, *inputs: Tensor, **options: Any) -> Any:
         """Run the model as :meth:`Graph.run` does; observers take note of what they see."""
-        if not self.types:
-            self.types = tuple(map(type_of, inputs))
+        if not self.types or not self._takes(inputs):
+            self.types, self._graph = tuple(map(type_of, inputs)), None
         graph = self.graph
         live = {
             path: found for path in graph.modules if callable(found := self.program.root.get(path))
         }
         return graph.run(*inputs, modules=live, **options)
+
+    def _takes(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the graph as it is was made for such inputs; else it is made again."""
+        try:
+            check_inputs(self.graph, inputs)
+        except VerifyError:
+            return len(inputs) != len(self.types) or not all(
+                isinstance(value, np.ndarray | QTensor) for value in inputs
+            )
+        return True
 
     def train(self, mode: bool = True) -> GraphModule:
         """Put all modules into training mode, or out of it."""

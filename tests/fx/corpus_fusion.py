@@ -232,3 +232,10 @@ CASES["onednn trained conv bn add"] = Case(
     backend=ONEDNN,
     raises={"prepared": "a"},
 )
+CASES["onednn conv add of a number"] = Case(
+    net(lambda m, x: m.conv(x) + 0.5, conv=nn.Conv2d(3, 3, 1)),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    raises={"prepared": "add"},
+)
