@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from refquant.ir.types import (
     quint8,
     uint8,
 )
+from refquant.observer_base import caller
 
 _QUANTIZED = (quint8, qint8, qint32)
 _FLOAT8 = (float8_e5m2, float8_e4m3fn)
@@ -107,13 +109,26 @@ class _Writer:
     def call(self, kind: str, target: str, *args: Any) -> Call:
         return self.program.call(kind, target, args, before=self.at)
 
+    def qparams(self, observer: Any) -> tuple[Array, Array]:
+        """Return scale and zero point; warnings of the observer get the call's name."""
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            found: tuple[Array, Array] = observer.calculate_qparams()
+        for warning in seen:
+            warnings.warn(
+                f"{self.at.name}, observing {self.input.name}: {warning.message}",
+                warning.category,
+                stacklevel=caller(),
+            )
+        return found
+
     def constant(self, what: str, value: Array) -> Call:
         name = self.attributes.add(f"{self.path}_{what}_", value)
         return self.call("get_attr", name)
 
     def plain(self, observer: Any, dtype: DType, dynamic: bool, reduce_range: bool) -> Call | None:
         if not dynamic and dtype in (*_QUANTIZED, *_FLOAT8):
-            scale, zero_point = observer.calculate_qparams()
+            scale, zero_point = self.qparams(observer)
             if QScheme(observer.qscheme).is_per_channel:
                 constants = self.constants(scale, zero_point)
                 axis = int(observer.ch_axis)
@@ -152,7 +167,7 @@ class _Writer:
             return self.call("call_function", target, half, float32)
         kind = _UNDERLYING.get(dtype)
         if not dynamic:
-            scales, zero_points = observer.calculate_qparams()
+            scales, zero_points = self.qparams(observer)
         limits = (observer.quant_min, observer.quant_max)
         if dynamic:
             if kind not in (uint8, int8):
