@@ -133,8 +133,34 @@ def _program(model: Any, graph: Any, scopes: dict[str, tuple[str, Any]]) -> Prog
         same[node] = call
     observed = getattr(model, "meta", {}).get("_observed_graph_module_attrs")
     if observed is not None:
-        program.meta["observed"] = observed
+        program.meta["observed"] = _observed(observed)
+        for call in program:
+            if call.name in observed.node_name_to_scope:
+                path, kind = observed.node_name_to_scope[call.name]
+                call.owner = Owner(path, None if kind is None else object_type(kind))
     return program
+
+
+def _observed(attributes: Any) -> dict[str, Any]:
+    """Return what torch's prepare left for its convert, in our types."""
+    known: dict[int, Any] = {}
+
+    def translated(qconfig: Any) -> Any:
+        if qconfig is not None and id(qconfig) not in known:
+            known[id(qconfig)] = from_torch_config(qconfig)
+        return None if qconfig is None else known[id(qconfig)]
+
+    def each_of(qconfigs: Any) -> dict[str, Any]:
+        return {name: translated(qconfig) for name, qconfig in (qconfigs or {}).items()}
+
+    return {
+        "node_name_to_qconfig": each_of(attributes.node_name_to_qconfig),
+        "equalization": each_of(attributes.equalization_node_name_to_qconfig),
+        "qconfig_mapping": from_torch_config(attributes.qconfig_mapping),
+        "custom": from_torch_config(attributes.prepare_custom_config),
+        "is_qat": attributes.is_qat,
+        "observed": set(attributes.observed_node_names),
+    }
 
 
 class _Arguments:

@@ -21,10 +21,16 @@ from refquant.fx.custom_config import (
 )
 from refquant.fx.custom_module import custom_kinds
 from refquant.fx.fuse import fuse
-from refquant.fx.prepare import prepare
+from refquant.fx.prepare import Observed, prepare
 from refquant.fx.suggest import warn_of_unmatched_entries
 from refquant.graph_module import GraphModule
-from refquant.importers.torch_capture import as_types, capture, is_torch_module
+from refquant.importers.fx_torch import is_graph_module
+from refquant.importers.torch_capture import (
+    as_types,
+    capture,
+    capture_graph_module,
+    is_torch_module,
+)
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Graph
 from refquant.ir.program import Program
@@ -174,7 +180,8 @@ def convert_fx(
     Parameters
     ----------
     graph_module : GraphModule
-        From :func:`prepare_fx` or :func:`prepare_qat_fx`; it can be used on.
+        From :func:`prepare_fx` or :func:`prepare_qat_fx`; it can be used on. Also a GraphModule
+        that torch prepared and calibrated, or the Graph imported from one.
     convert_custom_config : ConvertCustomConfig, optional
         Custom modules, and attributes to preserve.
     _remove_qconfig : bool
@@ -294,15 +301,11 @@ def _convert(
     keep_original_weights: bool = False,
 ) -> GraphModule:
     custom = _config("convert_custom_config", convert_custom_config, ConvertCustomConfig)
-    if not isinstance(graph_module, GraphModule):
-        raise VerifyError(
-            f"input model must be a GraphModule from prepare_fx, got {type(graph_module).__name__}"
-        )
     mapping = None if qconfig_mapping is None else _mapping("qconfig_mapping", qconfig_mapping)
-    made = graph_module.copy()
+    made = _prepared(graph_module)
     made.program.meta["preserved"] = _attributes(graph_module, custom)
     engine = Target.parse(made.target).engine
-    observed = made.program.meta.get("observed")
+    observed = Observed.of(made.program)
     convert(
         made.program,
         is_reference=is_reference,
@@ -318,6 +321,20 @@ def _convert(
     quantized = observed is not None and bool(observed.custom.input_quantized_indexes)
     types = () if quantized else made.types
     return _preserve(GraphModule(made.program, types, made.target), made.program)
+
+
+def _prepared(model: Any) -> GraphModule:
+    """Return a copy of a prepared model: of ours, of torch's, or of one imported from torch."""
+    if isinstance(model, GraphModule):
+        return model.copy()
+    if isinstance(model, Graph) and model.program is not None:
+        types = tuple(value.type for value in model.inputs)
+        return GraphModule(model.program.copy(), types, str(model.target))
+    if is_torch_module(model) and is_graph_module(model):
+        return GraphModule(capture_graph_module(model))
+    raise VerifyError(
+        f"input model must be a GraphModule from prepare_fx, got {type(model).__name__}"
+    )
 
 
 def _program(

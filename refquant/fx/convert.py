@@ -85,7 +85,7 @@ def convert(
     VerifyError
         If the program is not prepared, or where torch raises AssertionError.
     """
-    observed: Observed | None = program.meta.get("observed")
+    observed = Observed.of(program)
     if observed is None:
         raise VerifyError("convert: the model has no observers of prepare; call prepare_fx first")
     qconfigs = observed.node_name_to_qconfig
@@ -291,7 +291,8 @@ class _Conversion:
 
     def standalone(self, call: Call, module: Any) -> None:
         """Convert a standalone module, with quantized inputs and output as configured."""
-        inner: Observed = module.program.meta["observed"]
+        inner = Observed.of(module.program)
+        assert inner is not None
         for index, arg in enumerate(call.args):
             if index in inner.custom.input_quantized_indexes and isinstance(arg, Call):
                 if arg.kind == "call_method" and arg.target == "dequantize":

@@ -91,6 +91,12 @@ class Observed:
     is_qat: bool
     observed: set[str] = field(default_factory=set)
 
+    @classmethod
+    def of(cls, program: Program) -> Observed | None:
+        """Return what prepare left in a program, ours or torch's; None if it was not prepared."""
+        found = program.meta.get("observed")
+        return cls(**found) if isinstance(found, dict) else found
+
 
 def prepare(
     program: Program,

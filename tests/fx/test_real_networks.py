@@ -151,3 +151,16 @@ def test_from_float_to_int8_without_torch(tmp_path: Path) -> None:
     expected = (logits.argmax(1) == digits.labels()).mean()
     assert abs(float(printed) - expected) <= 0.005
     assert refquant.__version__
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_a_model_that_torch_prepared_and_calibrated_is_converted(name: str) -> None:
+    with flows.fbgemm():
+        mapping = get_default_qconfig_mapping("fbgemm")
+        theirs = quantize_fx.prepare_fx(digits.trained(name), mapping, (digits.images(),))
+        theirs(digits.images("X"))
+        imported = from_fx(theirs, (digits.images(),))
+        for given in (theirs, imported):
+            for (convert,) in FORMS.values():
+                expected = getattr(quantize_fx, convert)(copy.deepcopy(theirs))
+                assert not graph_diff(getattr(ours_fx, convert)(given), expected)
