@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from refquant.graph_diff import GraphDiff, GraphRow, graph_diff
+from refquant.graph_diff import graph_diff
+from refquant.graph_report import GraphDiff, GraphRow
 from refquant.ir.errors import RefquantError
 from refquant.ir.execute import attributes_of, check_inputs
 from refquant.ir.graph import Executor, Graph, Node, Value

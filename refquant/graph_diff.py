@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 
+from refquant.graph_report import GraphDiff, GraphRow
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Absent, Graph, Node, Value
 from refquant.ir.program import Program
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.text import digest, format_attribute, format_node
 from refquant.ir.types import Dim, TensorType
-
-
-@dataclass(frozen=True)
-class GraphRow:
-    """One line of a side by side table: a node of ours, of torch's, or both."""
-
-    ours: str
-    torch: str
-    differences: tuple[str, ...] = ()
-
-    @property
-    def equal(self) -> bool:
-        """Whether both are there and agree."""
-        return bool(self.ours and self.torch) and not self.differences
-
-
-@dataclass(frozen=True)
-class GraphDiff:
-    """Two graphs aligned node by node; false when they are the same."""
-
-    rows: tuple[GraphRow, ...] = field(default=())
-
-    @property
-    def differences(self) -> tuple[GraphRow, ...]:
-        """The rows that differ."""
-        return tuple(row for row in self.rows if not row.equal)
-
-    def __bool__(self) -> bool:
-        return bool(self.differences)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain data."""
-        return {
-            "equal": not self,
-            "rows": [asdict(row) | {"equal": row.equal} for row in self.rows],
-        }
-
-    def __str__(self) -> str:
-        lines = [f"  {'ours':60} torch"]
-        for row in self.rows:
-            mark = " " if row.equal else "!"
-            lines.append(f"{mark} {row.ours[:59]:60} {row.torch[:80]}")
-            lines += [f"      {difference}" for difference in row.differences]
-        count = len(self.differences)
-        lines.append("the graphs are the same" if not count else f"{count} rows differ")
-        return "\n".join(lines)
+from refquant.program_diff import program_diff
 
 
 def graph_diff(ours: Any, torch_model: Any) -> GraphDiff:
@@ -95,8 +50,6 @@ def graph_diff(ours: Any, torch_model: Any) -> GraphDiff:
         return _align(
             ours, theirs if isinstance(theirs, Graph) else _import_like(ours, torch_model)
         )
-    from refquant.program_diff import program_diff
-
     program = ours if isinstance(ours, Program) else getattr(ours, "program", None)
     if not isinstance(program, Program):
         raise VerifyError(

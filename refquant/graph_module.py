@@ -165,7 +165,10 @@ class GraphModule:
 
     def copy(self) -> GraphModule:
         """Return a copy with observers of its own."""
-        return GraphModule(self.program.copy(), self.types, self.target)
+        made = GraphModule(self.program.copy(), self.types, self.target)
+        own = vars(made)
+        vars(made).update({name: value for name, value in vars(self).items() if name not in own})
+        return made
 
     __copy__ = copy
 

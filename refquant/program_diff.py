@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refquant.graph_diff import GraphDiff, GraphRow
+from refquant.graph_report import GraphDiff, GraphRow
 from refquant.ir.module import Module, Packed
 from refquant.ir.packed_cell import PackedCell
 from refquant.ir.program import Call, Program

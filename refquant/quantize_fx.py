@@ -21,7 +21,8 @@ from refquant.fx.custom_config import (
 )
 from refquant.fx.custom_module import custom_kinds
 from refquant.fx.fuse import fuse
-from refquant.fx.prepare import Observed, prepare
+from refquant.fx.observed import Observed
+from refquant.fx.prepare import prepare
 from refquant.fx.suggest import warn_of_unmatched_entries
 from refquant.graph_module import GraphModule
 from refquant.importers.fx_torch import is_graph_module
@@ -281,11 +282,7 @@ def _prepare(
     if program.meta.get("observed") is not None:
         raise VerifyError("prepare: the model is prepared already; convert it, or start anew")
     warn_of_unmatched_entries(program, mapping)
-    program.keep_only_used()
-    program = fuse(program, is_qat, backend)
-    program.keep_only_used()
-    prepare(program, mapping, is_qat, custom, scaled, backend)
-    program.keep_only_used()
+    program = prepare(program, mapping, is_qat, custom, scaled, backend)
     return _preserve(GraphModule(program, types, target), program)
 
 

@@ -15,7 +15,7 @@ from refquant.backend_config.lookup import (
 )
 from refquant.fx.attributes import Attributes
 from refquant.fx.custom_config import ConvertCustomConfig
-from refquant.fx.custom_module import is_static, quantized_module
+from refquant.fx.custom_module import quantized_module
 from refquant.fx.equalize import equalize
 from refquant.fx.lstm import DEQUANT_STUB, QUANTIZABLE_ATTENTION, QUANTIZABLE_LSTM
 from refquant.fx.match import is_observed_standalone, is_observer
@@ -29,8 +29,9 @@ from refquant.fx.node_qconfigs import (
     update_for_fusion,
     update_for_qat,
 )
-from refquant.fx.prepare import Observed
+from refquant.fx.observed import Observed
 from refquant.fx.qat import float_module, is_training_module
+from refquant.fx.quant_type import OBSERVABLE, is_static
 from refquant.fx.quantize_node import replace_observer
 from refquant.fx.reference_modules import reference_module
 from refquant.fx.weights import run_weight_observers, weight_qparams
@@ -39,26 +40,12 @@ from refquant.importers.fx import flat
 from refquant.ir.errors import RefquantError, VerifyError
 from refquant.ir.module import Module
 from refquant.ir.program import Call, Program
-from refquant.ir.types import (
-    float8_e4m3fn,
-    float8_e5m2,
-    float16,
-    int8,
-    int16,
-    int32,
-    qint8,
-    quint4x2,
-    quint8,
-    uint8,
-)
+from refquant.ir.types import qint32, quint4x2
 from refquant.observer_base import caller
 from refquant.qconfig import qconfig_equals
 from refquant.qconfig_mapping import QConfigMapping
 
-_WEIGHT_DTYPES = (
-    *(quint8, qint8, float16, quint4x2, uint8, int8, int16, int32),
-    *(float8_e5m2, float8_e4m3fn),
-)
+_WEIGHT_DTYPES = {*OBSERVABLE, quint4x2} - {qint32}
 
 
 def convert(
@@ -295,10 +282,7 @@ class _Conversion:
         assert inner is not None
         for index, arg in enumerate(call.args):
             if index in inner.custom.input_quantized_indexes and isinstance(arg, Call):
-                if arg.kind == "call_method" and arg.target == "dequantize":
-                    call.replace_input(arg, arg.args[0])
-                    if not arg.users:
-                        self.program.erase(arg)
+                self.skip_dequantize(call, arg, "its input")
         outputs = inner.custom.output_quantized_indexes
         if outputs:
             if outputs[0] != 0:

@@ -6,51 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from refquant.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig, QuantType
-from refquant.fx.node_qconfigs import QConfigAny, qconfig_dtypes
+from refquant.fx.node_qconfigs import QConfigAny
+from refquant.fx.quant_type import is_static, quant_type
+from refquant.fx.quantizable import OBSERVED, QUANTIZED
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.types import (
-    float8_e4m3fn,
-    float8_e5m2,
-    float16,
-    int8,
-    int16,
-    int32,
-    qint8,
-    qint32,
-    quint4x2,
-    quint8,
-    uint8,
-)
-
-_STATIC = (quint8, qint8, qint32, uint8, int8, int16, int32, float8_e5m2, float8_e4m3fn)
-
-
-def quant_type(qconfig: QConfigAny) -> QuantType:
-    """Return whether a QConfig quantizes statically, dynamically, or only the weight.
-
-    Raises
-    ------
-    VerifyError
-        If its dtypes are none of these.
-    """
-    activation, weight, is_dynamic = qconfig_dtypes(qconfig)
-    if weight in (*_STATIC, quint4x2):
-        if is_dynamic:
-            return QuantType.DYNAMIC
-        in_static = activation in (*_STATIC, quint4x2)
-        return QuantType.STATIC if in_static else QuantType.WEIGHT_ONLY
-    if weight == float16:
-        if is_dynamic:
-            return QuantType.DYNAMIC
-        if activation == float16:
-            return QuantType.STATIC
-    raise VerifyError(f"no quantization type has activation {activation} and weight {weight}")
-
-
-def is_static(qconfig: QConfigAny) -> bool:
-    """Whether activations are quantized with fixed parameters."""
-    activation, _, is_dynamic = qconfig_dtypes(qconfig)
-    return activation in (*_STATIC, float16) and not is_dynamic
 
 
 def custom_kinds(config: PrepareCustomConfig) -> set[str]:
@@ -62,11 +21,10 @@ def observed_module(
     module: Any, qconfig: QConfigAny, config: PrepareCustomConfig, path: str
 ) -> Any:
     """Return what a float custom module becomes in prepare."""
-    from refquant.fx.quantizable import OBSERVED
-
     mapping = config.float_to_observed_mapping
     if not is_static(qconfig):  # the setter knows static classes only; see the defects
-        mapping = dict.fromkeys(QuantType, {k: v for t in mapping.values() for k, v in t.items()})
+        known = {kind: found for table in mapping.values() for kind, found in table.items()}
+        mapping = {quant_type(qconfig): known}
     found = _swapped(module, qconfig, mapping, path, "observed")
     made = _make(found, "from_float", module, OBSERVED, path)
     made.config.setdefault("qconfig", qconfig)
@@ -75,8 +33,6 @@ def observed_module(
 
 def quantized_module(module: Any, config: ConvertCustomConfig, path: str) -> Any:
     """Return what an observed custom module becomes in convert."""
-    from refquant.fx.quantizable import QUANTIZED
-
     qconfig = module.config.get("qconfig")
     if qconfig is None:
         raise VerifyError(f"{path}: the custom module {module.kind} has no qconfig to convert by")

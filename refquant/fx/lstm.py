@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from refquant.fx.attributes import Attributes
-from refquant.fx.custom_module import is_static
 from refquant.fx.node_qconfigs import QConfigAny
+from refquant.fx.quant_type import is_static
 from refquant.ir.module import Module
 from refquant.ir.program import Call, Program
 

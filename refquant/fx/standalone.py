@@ -1,42 +1,26 @@
-"""Standalone modules: prepared and converted by themselves, as one call of the model."""
+"""The configuration of standalone modules, which are prepared by themselves."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from refquant.backend_config import BackendConfig
-from refquant.fx.custom_config import PrepareCustomConfig
-from refquant.fx.fuse import fuse
-from refquant.fx.prepare import prepare
-from refquant.ir.errors import VerifyError
-from refquant.ir.module import Module
+from refquant.fx.custom_config import PrepareCustomConfig, StandaloneModuleConfigEntry
+from refquant.fx.node_qconfigs import QConfigAny
 from refquant.ir.program import Call
 from refquant.qconfig_mapping import QConfigMapping
 
 
-def prepare_standalone(
-    call: Call,
-    module: Any,
-    mapping: QConfigMapping,
-    custom: PrepareCustomConfig,
-    backend: BackendConfig,
-    is_qat: bool,
-) -> Module:
-    """Return the prepared form of a standalone module."""
-    program = getattr(module, "program", None)
-    if program is None:
-        raise VerifyError(
-            f"{call.target}: the calls in a standalone module are not known; give prepare_fx the "
-            "torch module itself, not a graph in which it is already one call"
-        )
-    program = program.copy()
-    program.keep_only_used()
-    program = fuse(program, is_qat, backend)
-    program.keep_only_used()
-    try:
-        prepare(program, mapping, is_qat, custom, QConfigMapping(), backend, is_standalone=True)
-    except VerifyError as error:
-        raise VerifyError(f"{call.target}: {error}") from None
-    program.keep_only_used()
-    program.root.program = program
-    return program.root
+def standalone_config(
+    call: Call, kind: str, custom: PrepareCustomConfig, qconfig: QConfigAny, backend: BackendConfig
+) -> tuple[QConfigMapping, PrepareCustomConfig, BackendConfig]:
+    """Return mapping, custom config and back-end of a standalone module; its name wins."""
+    entry = custom.standalone_module_names.get(
+        call.target,
+        custom.standalone_module_classes.get(
+            kind, StandaloneModuleConfigEntry(None, (), None, None)
+        ),
+    )
+    return (
+        entry.qconfig_mapping or QConfigMapping().set_global(qconfig),
+        entry.prepare_custom_config or PrepareCustomConfig(),
+        entry.backend_config or backend,
+    )

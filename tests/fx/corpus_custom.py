@@ -212,7 +212,7 @@ STANDALONE: dict[str, Any] = {
     "with quantized input and output": _standalone("class", qconfigs.static, _indexes((0,), (0,))),
 }
 for name, custom in STANDALONE.items():
-    _case(f"standalone {name}", PARENT, IMAGE, prepare_custom=custom, runs="standalone")
+    _case(f"standalone {name}", PARENT, IMAGE, prepare_custom=custom, runs=SUMS_FLOATS if "float" in name else "")
 _case(
     "standalone, trained",
     PARENT,
@@ -220,14 +220,12 @@ _case(
     qconfigs=qconfigs.qat,
     mode="qat",
     prepare_custom=_standalone("name", qconfigs.qat, _indexes((0,), (0,))),
-    runs="standalone",
 )
 _case(
     "standalone on the input, quantized",
     net(lambda m, x: m.child(x) * 2, child=Child()),
     IMAGE,
     prepare_custom=_standalone("name", qconfigs.static, _indexes((0,), ())),
-    runs="standalone",
 )
 _case(
     "standalone with an unknown output index",

@@ -29,7 +29,7 @@ def _all_modes(name: str, model: nn.Module, *inputs: Any, **options: Any) -> Non
 
 for rank, shape in SHAPES.items():
     conv, norm = CONV[rank], NORM[rank]
-    _all_modes(f"conv{rank}d bn", nn.Sequential(conv(3, 4, 3), norm(4)), shape, own=True)
+    _all_modes(f"conv{rank}d bn", nn.Sequential(conv(3, 4, 3), norm(4)), shape)
     _all_modes(f"conv{rank}d bn relu", nn.Sequential(conv(3, 4, 3), norm(4), nn.ReLU()), shape)
     _all_modes(f"conv{rank}d relu", nn.Sequential(conv(3, 4, 3, bias=False), nn.ReLU()), shape)
     _all_modes(
@@ -49,13 +49,13 @@ _all_modes(
     ),
     IMAGE,
 )
-_all_modes("linear relu", nn.Sequential(nn.Linear(5, 4), nn.ReLU()), (3, 5), own=True)
+_all_modes("linear relu", nn.Sequential(nn.Linear(5, 4), nn.ReLU()), (3, 5))
 _all_modes(
     "linear F.relu keyword",
     net(lambda m, x: m.b(F.relu(input=m.a(x))), a=nn.Linear(5, 4), b=nn.Linear(4, 2)),
     (3, 5),
 )
-_all_modes("linear bn", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), (3, 5), own=True)
+_all_modes("linear bn", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), (3, 5))
 _all_modes(
     "linear bn relu", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU()), (3, 5)
 )
@@ -86,7 +86,6 @@ CASES["conv2d relu with two users of the relu"] = Case(
     ),
     (IMAGE,),
     qconfigs.static,
-    own=True,
 )
 CASES["one relu for two convs"] = Case(
     net(
@@ -109,7 +108,6 @@ CASES["conv2d bn grouped, strided, dilated"] = Case(
     ),
     ((2, 4, 7, 7),),
     qconfigs.static,
-    own=True,
 )
 CASES["conv2d bn grouped, trained without fused observers"] = Case(
     nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)),
@@ -157,7 +155,8 @@ def _onednn(name: str, model: nn.Module, *inputs: Any, **options: Any) -> None:
     def make() -> Any:
         return qconfigs.static("onednn")
 
-    options = {"backend": ONEDNN, "engine": "onednn", "runs": "torch.ao.nn.intrinsic.quantized", **options}
+    reason = "ConvAdd" if name.startswith("conv") else "LinearLeakyReLU"
+    options = {"backend": ONEDNN, "engine": "onednn", "runs": reason, **options}
     CASES[f"onednn {name}"] = Case(model, inputs, make, **options)
 
 
@@ -237,5 +236,5 @@ CASES["onednn conv add of a number"] = Case(
     (IMAGE,),
     qconfigs.static,
     backend=ONEDNN,
-    raises={"prepared": "add"},
+    raises={"prepared": ""},
 )

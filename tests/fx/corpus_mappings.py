@@ -108,13 +108,15 @@ WHOLE: dict[str, Any] = {
 }
 NO_QPARAMS = {"raises": dict.fromkeys(FORMS, "activation_post_process_0")}
 FLOAT = {"runs": SUMS_FLOATS}
+LEFT_FLOAT = frozenset({"float-module-between-quantizers"})
 OPTIONS: dict[str, dict[str, Any]] = {
     "dynamic float16": {
         "raises": {"decomposed": "activation_post_process_0"},
         "runs": "dynamic Linear with float16",
     },
-    "weight only": {"raises": {"prepared": "first"}},
-    "activation only": {"raises": {"prepared": "first"}},
+    "weight only": {"raises": {"prepared": "last"}},
+    "activation only": {"raises": {"prepared": "last"}},
+    "quint8 weight": {"defects": LEFT_FLOAT},
     "recording": NO_QPARAMS,
     "noop activation": NO_QPARAMS,
     **dict.fromkeys(("static float16", "None", "empty"), FLOAT),

@@ -139,8 +139,8 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         ),
     ),
     "calling with an input too many": ("inputs", lambda: prepared()(X[0], X[0])),
-    "calling with another dtype": ("dtype", lambda: prepared()(X[0].astype(np.float64))),
-    "calling with another shape": ("shape", lambda: prepared()(X[0][:, :5])),
+    "calling with another dtype": ("got float32", lambda: prepared()(X[0].astype(np.float64))),
+    "calling with another shape": ("8, got 5", lambda: prepared()(X[0][:, :5])),
     "fusing in training mode": (
         "0",
         lambda: quantize_fx.fuse_fx(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)).train()),
