@@ -28,6 +28,7 @@ def require_torch() -> Any:
     try:
         import torch
         import torch.ao.quantization.fx._decomposed
+        import torch.ao.quantization.fx.tracer
         import torch.fx
     except ImportError:
         raise UnsupportedError(

@@ -61,7 +61,7 @@ def capture(
         If it is no module, or cannot be traced.
     """
     torch = require_torch()
-    from_tracer = _Tracer(torch, leaf_names, {object_type(kind) for kind in leaf_classes})
+    from_tracer = _tracer(torch, leaf_names, {object_type(kind) for kind in leaf_classes})
     swapped = _swap_float_functional(torch, model) if swap_float_functional else []
     try:
         graph = from_tracer.trace(model)
@@ -97,10 +97,10 @@ def capture_graph_module(model: Any) -> Program:
     return _program(model, model.graph, {})
 
 
-def _Tracer(torch: Any, leaf_names: Collection[str], leaf_classes: Collection[str]) -> Any:  # noqa: N802
-    from torch.ao.quantization.fx.tracer import QuantizationTracer
+def _tracer(torch: Any, leaf_names: Collection[str], leaf_classes: Collection[str]) -> Any:
+    """Return torch's quantization tracer with leaves by the names of their classes."""
 
-    class Tracer(QuantizationTracer):
+    class Tracer(torch.ao.quantization.fx.tracer.QuantizationTracer):
         def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
             known = super().is_leaf_module(m, module_qualified_name)
             return known or object_type(type(m)) in leaf_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -156,3 +157,13 @@ def nibble_after(x: np.float32, inverse: np.float32, zero_point: np.float32) -> 
     limited = real if fits else np.float32(0)
     limited = limited if limited < np.float32(15) else np.float32(15)
     return np.int32(limited if limited > np.float32(0) else np.float32(0))
+
+
+@jit
+def half(x: np.float32) -> np.float32:
+    """Return a float32 number rounded to float16, half to even."""
+    if not abs(x) < np.float32(65520):
+        return np.float32(x * np.float32(np.inf))  # NaN stays NaN
+    exponent = max(math.frexp(np.float64(x))[1] - 1, -14)
+    unit = math.ldexp(1.0, exponent - 10)
+    return np.float32(np.rint(np.float64(x) / unit) * unit)
