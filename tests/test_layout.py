@@ -53,7 +53,7 @@ def test_every_declared_op_is_defined_in_its_file() -> None:
 
 def test_the_coverage_page_names_tests_that_exist() -> None:
     page = (ROOT / "docs" / "coverage.md").read_text()
-    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page)
+    named = re.findall(r"`((?:fx/)?test_\w+\.py)(?:::(\w+))?`", page)
     assert named
     for file, function in named:
         text = (ROOT / "tests" / file).read_text()
