@@ -9,6 +9,7 @@ Files that are not in the table are shared by several ops:
   ``histogram_search``, ``fuse_batch_norm``;
 * families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``resample``, ``windows``,
   ``products``;
+* tables of embeddings: ``rowwise``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
@@ -18,6 +19,7 @@ Files that are not in the table are shared by several ops:
 from refquant.ir.op import OPS
 
 _RANKS = (1, 2, 3)
+_BITS = ("byte", "4bit", "2bit")
 _BINARY = ("add", "sub", "mul", "div", "floor_divide", "remainder")
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _UNARY = (
@@ -55,6 +57,7 @@ OPS.declare(
         ),
         "cast": ("aten::to",),
         "cat": ("aten::cat", "aten::stack"),
+        "choose_qparams_optimized": ("aten::choose_qparams_optimized",),
         "clamp": ("aten::clamp", "aten::hardtanh", "aten::relu6"),
         "comparison": tuple(
             f"aten::{name}{form}" for name in _COMPARISONS for form in ("", ".Scalar")
@@ -97,6 +100,17 @@ OPS.declare(
         "dequantize": ("aten::dequantize",),
         "dropout": ("aten::dropout", "quantized::dropout"),
         "elu": ("quantized::elu", "quantized::celu", "aten::elu", "aten::celu"),
+        "embedding_bag": (
+            *("quantized::embedding_byte", "quantized::embedding_4bit"),
+            *("quantized::embedding_bag_byte", "quantized::embedding_bag_4bit"),
+            *(f"quantized::embedding_bag_{bits}_rowwise_offsets" for bits in _BITS),
+        ),
+        "embedding_prepack": (
+            *(f"quantized::embedding_bag_{bits}_prepack" for bits in _BITS),
+            *(f"quantized::embedding_bag_{bits}_prepack_with_rowwise_min_max" for bits in _BITS),
+            *(f"quantized::embedding_bag_{bits}_unpack" for bits in _BITS),
+            *("quantized::embedding_bag_prepack", "quantized::embedding_bag_unpack"),
+        ),
         "expand": ("aten::expand", "aten::repeat"),
         "fake_quantize": ("observer::fake_quantize",),
         "fake_quantize_backward": tuple(

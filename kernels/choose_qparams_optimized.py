@@ -15,7 +15,7 @@ from refquant.kernels.jit import jit
 from refquant.kernels.rounding_jit import half
 
 F32 = npt.NDArray[np.float32]
-_ENDLESS = "choose_qparams_optimized: a step of 1/{} of the range changes neither end; torch hangs"
+ENDLESS = "choose_qparams_optimized: a step of 1/{} of the range changes neither end; torch hangs"
 
 
 def reference(
@@ -60,22 +60,20 @@ def reference(
 
     Examples
     --------
-    >>> xmax, xmin = reference(np.float32([0, 1, 2, 9]), 4, 200, 0.16, 2)
-    >>> print(float(xmax[0]), float(xmin[0]))
-    9.0 0.0
+    >>> reference(np.float32([0, 0, 2, 3, 8]), 5, n_bins=4, ratio=0.5, bit_width=1)
+    (array([8.], dtype=float32), array([2.], dtype=float32))
     """
     x = input[:numel]
     low, high = _extreme(x, np.less), _extreme(x, np.greater)
     with np.errstate(all="ignore"):
         step = np.float32((high - low) / np.float32(n_bins))
-        bins = np.float32(np.float64(np.float32(n_bins)) * (1.0 - ratio))
-        least = np.float32(bins * step)
+        least = np.float32(remaining(n_bins, ratio) * step)
         best = loss = _loss(x, low, high, bit_width)
         found = low, high
         while np.float32(low + least) < high:
             raised, lowered = np.float32(low + step), np.float32(high - step)
             if raised == low and lowered == high:
-                raise VerifyError(_ENDLESS.format(n_bins))
+                raise VerifyError(ENDLESS.format(n_bins))
             left, right = _loss(x, raised, high, bit_width), _loss(x, low, lowered, bit_width)
             if left > loss and right > loss and best > loss:
                 best, found = loss, (low, high)
@@ -84,6 +82,11 @@ def reference(
             else:
                 high, loss = lowered, right
     return np.array([found[1]], np.float32), np.array([found[0]], np.float32)
+
+
+def remaining(n_bins: int, ratio: float) -> np.float32:
+    """Return how many steps of the range must remain; not a whole number."""
+    return np.float32(float(np.float32(n_bins)) * (1.0 - ratio))
 
 
 def _extreme(x: F32, better: Any) -> np.float32:
@@ -102,7 +105,7 @@ def _loss(x: F32, low: np.float32, high: np.float32, bit_width: int) -> np.float
     rounded = np.rint((x - low) * inverse)
     q = np.where(rounded > 0, np.where(most < rounded, most, rounded), np.float32(0))
     error = x - (q * scale + low)
-    return np.sqrt(np.cumsum(error * error, dtype=np.float32)[-1])
+    return np.float32(np.sqrt(np.cumsum(error * error, dtype=np.float32)[-1]))
 
 
 def infer(
@@ -174,23 +177,20 @@ def search(x: Any, n_bins: int, bins: np.float32, most: np.float32) -> Any:
     return best_low, best_high, True
 
 
-def kernel(
-    input: F32, numel: int, n_bins: int, ratio: float, bit_width: int
-) -> tuple[F32, F32]:
+def kernel(input: F32, numel: int, n_bins: int, ratio: float, bit_width: int) -> tuple[F32, F32]:
     """Compute :func:`reference` in one compiled loop."""
-    remaining = np.float32(float(np.float32(n_bins)) * (1.0 - ratio))
-    x = np.ascontiguousarray(input[:numel])
-    low, high, ended = search(x, n_bins, remaining, np.float32((1 << bit_width) - 1))
+    x, most = np.ascontiguousarray(input[:numel]), np.float32((1 << bit_width) - 1)
+    low, high, ended = search(x, n_bins, remaining(n_bins, ratio), most)
     if not ended:
-        raise VerifyError(_ENDLESS.format(n_bins))
+        raise VerifyError(ENDLESS.format(n_bins))
     return np.array([high], np.float32), np.array([low], np.float32)
 
 
-def _attributes(numel: int, bit_width: int = 2) -> dict[str, Any]:
-    return {"numel": numel, "n_bins": 10, "ratio": 0.5, "bit_width": bit_width}
+def _attributes(numel: int, n_bins: int, bit_width: int) -> dict[str, Any]:
+    return {"numel": numel, "n_bins": n_bins, "ratio": 0.5, "bit_width": bit_width}
 
 
-_ROW = np.array([0, 0, 0.1, 0.2, 0.1, 0, 1], np.float32)
+_ROW = np.array([0, 0, 2, 3, 8], np.float32)
 
 OPS = (
     Op(
@@ -200,9 +200,9 @@ OPS = (
         kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=("pytorch/aten/src/ATen/native/quantized/QTensor.cpp::choose_qparams_optimized",),
         cases=(
-            Case("outlier", (_ROW,), _attributes(7), (np.float32([0.6]), [0]), "is cut off"),
-            Case("constant", (_ROW[:2],), _attributes(2), ([0], [0]), "nothing to search"),
-            Case("part", (_ROW,), _attributes(3, 4), (np.float32([0.1]), [0]), "of the row"),
+            Case("shrunk", (_ROW,), _attributes(5, 4, 1), ([8], [2]), "0 to 2 costs least"),
+            Case("whole", (_ROW,), _attributes(5, 4, 2), ([8], [0]), "no range is better"),
+            Case("part", (_ROW,), _attributes(2, 4, 1), ([0], [0]), "constant so far"),
         ),
     ),
 )

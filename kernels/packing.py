@@ -237,7 +237,10 @@ class PackedWeight(QTensor):
             order = np.arange(0, channels, outputs)[:, None] + within
         order = np.minimum(order, channels - 1).ravel()
         correction = (-zero_point * self.sums.astype(np.int64)).astype(np.int32)
-        return Lanes(correction[order], *(values[order] for values in each))
+        if each.integer is not None:
+            correction = correction + each.integer
+        floats = (each.addend, each.factor, each.multiplier)
+        return Lanes(correction[order], *(values[order] for values in floats))
 
 
 def _pack_panels(matrix: Array, terms: list[Array], layout: Layout) -> Int8:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import (
@@ -104,6 +104,7 @@ def reference(
     It is taken for 2 or 3 spatial axes when groups = input channels, output channels = groups or
     2 groups, groups % 8 = 0, kernel sizes in {3, 5, 7} with the last two equal, padding
     (k - 1) / 2, dilation 1 and strides 1 or 2. No pair saturates while all inputs are <= 127.
+    qnnpack has no such exception; it rounds as its ``quantized::linear``.
 
     Parameters
     ----------
@@ -178,7 +179,7 @@ def _exact(
     out = geometry.out(x.shape[2:])
     zero = int(x.zero_point)
     constants = rule(float(x.scale), weight.scale, rounding.scale, bias, channels)
-    saturating = geometry.saturates(inputs, channels)
+    saturating = _saturates(geometry, x.shape, channels, target)
     factor = weight.int_repr.reshape(groups, channels // groups, -1)
     weight_zero = weight_zero_points(weight, channels)
     y = empty_channels_last((images, channels, *out), np.uint8)
@@ -194,6 +195,19 @@ def _exact(
                 total = dot(seen.reshape(len(seen), groups, -1), zero, factor, weight_zero)
             rows[part] = requantize.apply(total, constants, rounding.zero_point, rounding.low)
     return QTensor(y, rounding.scale, rounding.zero_point)
+
+
+def _saturates(
+    geometry: Geometry, shape: tuple[int, ...], channels: int, target: Target
+) -> bool:
+    """Whether sums saturate; refuse the one case of qnnpack that rounds otherwise."""
+    if target.engine is not Engine.QNNPACK:
+        return geometry.saturates(shape[1], channels)
+    if geometry.kernel == (3, 3, 3) and geometry.groups == shape[1] == channels:
+        raise UnsupportedError(
+            "conv3d: qnnpack requantises depthwise 3x3x3 in float64, which is not reproduced"
+        )
+    return False
 
 
 def check_axes(op: str, rank: int, least: dict[str, tuple[Ints, int]]) -> None:
@@ -315,7 +329,7 @@ def _tiled(
     packed = pack(weight, dilation=dilation, groups=groups)
     ones = (1,) * len(kernel)
     window = Window(kernel, stride, dilation, padding, ones, geometry.out(x.shape[2:]))
-    saturating = geometry.saturates(x.shape[1], weight.shape[0])
+    saturating = _saturates(geometry, x.shape, weight.shape[0], target)
     y = convolve(x, packed, bias, window, rounding, rule, saturating)
     return QTensor(y, rounding.scale, rounding.zero_point)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks
@@ -63,7 +63,8 @@ def reference(
 
     is an exact int32 sum; it is rounded as in ``quantized::linear`` with a weight quantized per
     tensor: ``v = fma(bias, 1 / a, float(acc))`` where ``a`` is the product of the scales of input
-    and weight, then ``rint(v * (a / scale)) + zero_point`` clamped to [0, 255].
+    and weight, then ``rint(v * (a / scale)) + zero_point`` clamped to [0, 255]; under qnnpack
+    (one and two dimensions) as its ``quantized::linear``.
 
     Parameters
     ----------
@@ -120,8 +121,7 @@ def reference(
                 factor = weight.int_repr[feed, part].astype(np.float64) - shift
                 total = _scatter(rows, int(x.zero_point), factor, geometry, out)
                 live = slice(group * each + part.start, group * each + part.stop)
-                few = requantize.Constants(*(values[live] for values in constants))
-                q = requantize.apply(total, few, zero_point, 0)
+                q = requantize.apply(total, constants.of(live), zero_point, 0)
                 y[image, live] = np.moveaxis(q, -1, 0)
     return QTensor(y, scale, zero_point)
 
@@ -263,7 +263,12 @@ OPS = tuple(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(requantize.CONVOLUTION, kernel),
+        # torch's 3-D form under qnnpack is wrong in most cases.
+        kernels={
+            engine: kernel
+            for engine in requantize.CONVOLUTION
+            if rank < 3 or engine is Engine.FBGEMM
+        },
         pack=pack,
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"

@@ -43,6 +43,10 @@ def reference(
     each rounded to float32; ties go to even *before* the zero point is added. The bias stays
     float32, it is never turned into integers. ``low`` is 0, with relu the zero point.
 
+    **qnnpack**: ``v = float(sum + b)`` with the int32 bias ``b = rint(bias * (1 / a))``, which
+    saturates (``a`` here multiplied in float64, then rounded), and ``a * (1 / s)`` instead of
+    the quotient.
+
     Parameters
     ----------
     x : quint8 (..., K), rank >= 2
@@ -64,11 +68,14 @@ def reference(
     VerifyError
         If shapes, dtypes or quantization parameters do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate sums to 16 bits.
+        If ``target.isa`` is not avx512_vnni under fbgemm or x86: other machines saturate sums
+        to 16 bits.
 
     Notes
     -----
-    Engines fbgemm and x86 are the same.
+    Engines fbgemm and x86 are the same. torch's qnnpack keeps the multiplier of its first call
+    while the input scale stays the same, even if the output scale changes; here every call is
+    a first one.
 
     Examples
     --------

@@ -37,7 +37,7 @@ def reference(
     tensor, chosen in float64, so each row's result depends on all rows). ``acc`` is the exact
     int32 sum :math:`\sum_k (x_k - z_x)(w_k - z_w)`; :math:`s_x s_w` is a float32 product of
     rounded scales. Product and bias are added with one rounding; without a bias it is the plain
-    product.
+    product. qnnpack rounds the product and then the sum, and ignores ``reduce_range``.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def reference(
     VerifyError
         If shapes or dtypes do not fit, or ``x`` holds NaN or infinity.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate sums to 16 bits.
+        If ``target.isa`` is not avx512_vnni under fbgemm or x86: other machines saturate sums
+        to 16 bits.
 
     Notes
     -----
@@ -71,19 +72,21 @@ def reference(
     >>> reference(np.float32([[0.0, 255.0]]), w, np.float32([1, 2]), False)
     array([[256., 512.]], dtype=float32)
     """
-    rule = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    form = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
     channels, depth = weight.shape
     y = np.empty((*x.shape[:-1], channels), np.float32)
     if x.size == 0:
         return y
-    scale, zero_point = qparams_of(x, quint8, reduce_range)
-    constants = rule(scale, weight.scale, 1.0, bias, channels)
+    scale, zero_point = qparams_of(x, quint8, reduce_range and form.reduces_range)
+    constants = form.constants(scale, weight.scale, 1.0, bias, channels)
     factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
     rows, results = x.reshape(-1, depth), y.reshape(-1, channels)
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
         q = rounding.quantize_fused(rows[part], scale, zero_point, quint8)
         total = dot(q[:, None], zero_point, factor, zero).astype(np.float32)
         results[part] = rounding.fma(total, constants.multiplier, constants.addend)
+    if bias is not None and form.adds_bias_after:
+        results += bias
     return y
 
 
@@ -119,7 +122,7 @@ def kernel(
     target: Target = Target(),
 ) -> F32:
     """Compute :func:`reference` with the compiled tile."""
-    rule = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    form = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
     packed = pack(weight)
     channels, depth = weight.shape
     y = np.empty((*x.shape[:-1], channels), np.float32)
@@ -127,10 +130,14 @@ def kernel(
         return y
     rows = np.ascontiguousarray(x)
     q = quantize_per_tensor.kernel(
-        rows, *qparams_of(rows, quint8, reduce_range, min_max_compiled), quint8
+        rows,
+        *qparams_of(rows, quint8, reduce_range and form.reduces_range, min_max_compiled),
+        quint8,
     )
-    lanes = packed.lanes(rule, q, 1.0, bias)
+    lanes = packed.lanes(form.constants, q, 1.0, bias)
     matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, (0, 0, 0), y)
+    if bias is not None and form.adds_bias_after:
+        y += bias
     return y
 
 

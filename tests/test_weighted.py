@@ -1,4 +1,4 @@
-"""Linear and convolution: NumPy formula == compiled tile == torch's fbgemm, bit for bit."""
+"""Linear and convolution: NumPy formula == compiled tile == torch's engine, bit for bit."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ GEOMETRY = ("stride", "padding", "output_padding", "dilation")
 FLAGS = list(product((False, True), repeat=3))
 
 
-def run_torch(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
-    """Prepack the weight, run the packed op of fbgemm; return the result and its strides."""
+def run_torch(
+    name: str, operands: tuple[Any, ...], attributes: dict[str, Any], engine: str = "fbgemm"
+) -> Any:
+    """Prepack the weight, run the packed op; return the result and its strides."""
     x, weight, bias = map(to_torch, operands)
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
+    torch.backends.quantized.engine = engine
     try:
         quantized = torch.ops.quantized
         bare = name.split("::")[1]
@@ -62,18 +64,20 @@ def has_strides(value: Any, expected: tuple[int, ...]) -> bool:
     return all(size == 1 or a == array.itemsize * b for size, a, b in steps)
 
 
-def check(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> None:
-    op = OPS[name]
-    expected, strides = run_torch(name, operands, attributes)
+def check(
+    name: str, operands: tuple[Any, ...], attributes: dict[str, Any], engine: str = "fbgemm"
+) -> None:
+    op, target = OPS[name], Target(engine)
+    expected, strides = run_torch(name, operands, attributes, engine)
     inferred = op.infer(*(None if v is None else type_of(v) for v in operands), **attributes)
     assert inferred == type_of(expected)
     packed = op.pack(operands[1], **attributes)
     np.testing.assert_array_equal(packed.int_repr, operands[1].int_repr)
     x, _, bias = operands
     for function, weight in (
-        (op.bind(Target(), fast=False), operands[1]),
-        (op.bind(Target(), fast=True), operands[1]),
-        (op.bind(Target(), fast=True), packed),
+        (op.bind(target, fast=False), operands[1]),
+        (op.bind(target, fast=True), operands[1]),
+        (op.bind(target, fast=True), packed),
     ):
         for _ in range(1 + (weight is packed)):  # the second time with cached tables
             actual = function(x, weight, bias, **attributes)
@@ -121,6 +125,38 @@ def test_dynamic_linear_at_ties(per_channel: bool, with_bias: bool, relu: bool) 
     for i in range(40):
         operands, attributes = ties.dynamic(rng, per_channel, with_bias, i % 2 > 0, i % 3 > 0)
         check(name, operands, attributes)
+
+
+@pytest.mark.parametrize(("per_channel", "with_bias", "relu"), FLAGS)
+def test_qnnpack_at_ties(per_channel: bool, with_bias: bool, relu: bool) -> None:
+    rng = np.random.default_rng([7, per_channel, with_bias, relu])
+    suffix = "_relu" * relu
+    for i in range(30):
+        operands, attributes = ties.linear(
+            rng, per_channel, with_bias, symmetric=i % 3 > 0, engine="qnnpack"
+        )
+        check(f"quantized::linear{suffix}", operands, attributes, "qnnpack")
+        operands, attributes = ties.dynamic(rng, per_channel, with_bias, i % 2 > 0, i % 3 > 0)
+        check(f"quantized::linear{suffix}_dynamic", operands, attributes, "qnnpack")
+    for rank, kind in product((1, 2, 3), ties.KINDS):
+        if (rank == 1 and kind in ("fast", "nearly_fast")) or (rank == 3 and "fast" in kind):
+            continue
+        operands, attributes = ties.convolution(
+            rng, kind, rank, per_channel, with_bias, symmetric=True, engine="qnnpack"
+        )
+        if rank == 3 and kind == "depthwise":
+            continue
+        check(f"quantized::conv{rank}d{suffix}", operands, attributes, "qnnpack")
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_transposed_convolution_of_qnnpack_at_ties(rank: int) -> None:
+    rng = np.random.default_rng([8, rank])
+    for i in range(20):
+        operands, attributes = ties.transposed(
+            rng, rank, i % 2 > 0, symmetric=i % 3 > 0, engine="qnnpack"
+        )
+        check(f"quantized::conv_transpose{rank}d", operands, attributes, "qnnpack")
 
 
 @pytest.mark.parametrize("dtype", [quint8, qint8], ids=str)

@@ -76,6 +76,22 @@ def hug(
     return scaled, bias, scale, zero_point
 
 
+def hug_integer(
+    rng: np.random.Generator, x: QTensor, weight: QTensor, total: Array, with_bias: bool
+) -> tuple[QTensor, Array | None, float, int]:
+    """As :func:`hug` for qnnpack, whose bias becomes an integer; a part of these is tied too."""
+    units = rng.integers(-5000, 5000, total.size) if with_bias else np.zeros(total.size, int)
+    scaled, _, scale, zero_point = hug(rng, x, weight, total + units, False)
+    if not with_bias:
+        return scaled, None, scale, zero_point
+    unit = np.asarray(scaled.scale, np.float64) * float(x.scale)
+    bias = (units + rng.choice([0.0, 0.5], units.size)) * unit
+    return scaled, shifted(bias, rng.integers(-1, 2, units.size)), scale, zero_point
+
+
+HUGS = {"fbgemm": hug, "qnnpack": hug_integer}
+
+
 def activation(rng: np.random.Generator, shape: tuple[int, ...], reduced: bool) -> QTensor:
     """Return a uint8 tensor, of 7 bits where ``reduced``."""
     integers = rng.integers(0, 128 if reduced else 256, shape).astype(np.uint8)
@@ -84,7 +100,11 @@ def activation(rng: np.random.Generator, shape: tuple[int, ...], reduced: bool) 
 
 
 def linear(
-    rng: np.random.Generator, per_channel: bool, with_bias: bool, symmetric: bool = True
+    rng: np.random.Generator,
+    per_channel: bool,
+    with_bias: bool,
+    symmetric: bool = True,
+    engine: str = "fbgemm",
 ) -> Call:
     """Draw a linear; about one output in each column lies at a tie."""
     rows = int(rng.choice([1, 2, 3, 4, 5, 11, 13, 30]))
@@ -94,7 +114,7 @@ def linear(
     pixel = x.int_repr[rng.integers(rows), None, None]
     zero = weight_zero_points(weight, channels)
     total = dot(pixel, int(x.zero_point), weight.int_repr[None], zero)[0]
-    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     return (x, weight, bias), {"scale": scale, "zero_point": zero_point}
 
 
@@ -151,6 +171,7 @@ def convolution(
     per_channel: bool,
     with_bias: bool,
     symmetric: bool = True,
+    engine: str = "fbgemm",
 ) -> Call:
     """Draw a convolution; one output pixel in each channel lies at a tie."""
     shape, geometry = _shape(rng, kind, rank)
@@ -168,7 +189,7 @@ def convolution(
     zero, part = int(x.zero_point), slice(pixel, pixel + 1)
     seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
     weight_zero = weight_zero_points(weight, shape[0])
-    if geometry.saturates(inputs, shape[0]):
+    if engine == "fbgemm" and geometry.saturates(inputs, shape[0]):
         repeated = np.repeat(seen, shape[0] // inputs, 1)
         total = dot_saturating(repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero)[
             0
@@ -176,7 +197,7 @@ def convolution(
     else:
         factor = weight.int_repr.reshape(geometry.groups, -1, int(np.prod(shape[1:])))
         total = dot(seen.reshape(1, geometry.groups, -1), zero, factor, weight_zero)[0]
-    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     _, stride, padding, dilation, groups = geometry
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return (x, weight, bias), {**attributes, "scale": scale, "zero_point": zero_point}
@@ -199,7 +220,11 @@ def _transposed_sums(x: QTensor, weight: QTensor, at: Any, geometry: Transposed)
 
 
 def transposed(
-    rng: np.random.Generator, rank: int, with_bias: bool, symmetric: bool = True
+    rng: np.random.Generator,
+    rank: int,
+    with_bias: bool,
+    symmetric: bool = True,
+    engine: str = "fbgemm",
 ) -> Call:
     """Draw a transposed convolution; one output pixel in each channel lies at a tie."""
 
@@ -219,7 +244,7 @@ def transposed(
     at = [int(rng.integers(o)) for o in geometry.out(sizes)]
     sums = _transposed_sums(x, weight, at, geometry)
     total = sums.reshape(groups, inputs, each).sum(1).ravel()
-    weight, bias, scale, zero_point = hug(rng, x, weight, total, with_bias)
+    weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     attributes = {**geometry._asdict(), "groups": groups, "scale": scale, "zero_point": zero_point}
     del attributes["kernel"]
     return (x, weight, bias), attributes
