@@ -41,10 +41,10 @@ def capture(
     model: Any,
     leaf_names: Collection[str] = (),
     leaf_classes: Collection[Any] = (),
-    *,
-    swap_float_functional: bool = False,
 ) -> Program:
     """Trace a module with the leaf rules of torch's quantization tracer.
+
+    ``FloatFunctional`` is traced as the operators it stands for, as graph mode does.
 
     Parameters
     ----------
@@ -52,8 +52,6 @@ def capture(
         Nothing in it is changed, and the program shares no memory with it.
     leaf_names, leaf_classes : collections
         Modules not to trace into, by path or by exact class (as such or by name).
-    swap_float_functional : bool
-        Trace ``FloatFunctional`` as the plain operators it stands for, as graph mode does.
 
     Raises
     ------
@@ -62,7 +60,7 @@ def capture(
     """
     torch = require_torch()
     from_tracer = _tracer(torch, leaf_names, {object_type(kind) for kind in leaf_classes})
-    swapped = _swap_float_functional(torch, model) if swap_float_functional else []
+    swapped = _swap_float_functional(torch, model)
     try:
         graph = from_tracer.trace(model)
         return _program(model, graph, from_tracer.node_name_to_scope)
@@ -79,13 +77,14 @@ def capture(
 
 
 def _swap_float_functional(torch: Any, model: Any) -> list[tuple[Any, str, Any]]:
-    """Replace every FloatFunctional; return what to put back."""
+    """Replace every FloatFunctional without observer; return what to put back."""
     quantized = torch.ao.nn.quantized
     found = [
         (owner, name, part)
         for owner in model.modules()
         for name, part in owner._modules.items()
         if type(part) is quantized.FloatFunctional
+        and type(part.activation_post_process) is torch.nn.Identity
     ]
     for owner, name, _ in found:
         owner._modules[name] = quantized.FXFloatFunctional()

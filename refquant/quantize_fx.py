@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from refquant.backend_config import BackendConfig, get_native_backend_config
@@ -373,7 +374,6 @@ def _captured(model: Any, custom: PrepareCustomConfig) -> Program:
         model,
         [*custom.non_traceable_module_names, *custom.standalone_module_names],
         [*kinds, *custom_kinds(custom)],
-        swap_float_functional=True,
     )
     for call, module in program.owners():
         entry = custom.standalone_module_names.get(
@@ -385,7 +385,6 @@ def _captured(model: Any, custom: PrepareCustomConfig) -> Program:
                 model.get_submodule(call.target),
                 inner.non_traceable_module_names,
                 inner.non_traceable_module_classes,
-                swap_float_functional=True,
             )
             # The same modules: what prepare does to the outer model reaches into it, as in torch.
             traced.root, module.program = module, traced
@@ -445,6 +444,9 @@ def _mapping(what: str, given: Any) -> QConfigMapping:
 
 
 def _backend(given: Any) -> BackendConfig:
-    if given is None:
-        return get_native_backend_config()
-    return _config("backend_config", given, BackendConfig)
+    return _native() if given is None else _config("backend_config", given, BackendConfig)
+
+
+@cache
+def _native() -> BackendConfig:
+    return get_native_backend_config()
