@@ -20,7 +20,8 @@ class Case(NamedTuple):
     """One hand-written example: documentation, unit test and golden vector at once.
 
     ``expected`` is compared with the result, or with its ``int_repr`` where that is quantized;
-    a tuple is compared element by element with a tuple of results.
+    a tuple is compared element by element with a tuple of results. It holds for ``engines``, or
+    for all that the op has a kernel for.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case(NamedTuple):
     attributes: Mapping[str, Any]
     expected: Any
     why: str
+    engines: tuple[Engine, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,9 @@ OPS.declare(
         "quantized_linear_dynamic": (
             *("quantized::linear_dynamic", "quantized::linear_relu_dynamic"),
         ),
+        "quantized_linear_dynamic_fp16": (
+            *("quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic_fp16"),
+        ),
         "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
         "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),

@@ -14,7 +14,8 @@ from refquant.ir.qtensor import Array, QTensor
 from refquant.ir.types import TensorType, float16, float32, quint8, uint8
 from refquant.kernels import choose_qparams_optimized, rounding, rowwise
 from refquant.kernels.jit import fma, jit
-from refquant.kernels.rowwise import BITS, half
+from refquant.kernels.rounding import half
+from refquant.kernels.rowwise import BITS
 
 _MAX = np.float32(np.finfo(np.float32).max)
 

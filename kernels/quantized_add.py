@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, quint8
-from refquant.kernels import checks, rounding
+from refquant.kernels import checks, fixed_point_add, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order
 from refquant.kernels.pointwise import (
@@ -41,7 +41,8 @@ from refquant.kernels.tensor_iterator import (
 )
 
 Array = npt.NDArray[Any]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
+# Engines that add quint8 tensors of one shape in fixed point.
+IN_FIXED_POINT = (Engine.QNNPACK,)
 
 
 def _empty_result(a: Array, b: Array) -> Array:
@@ -69,7 +70,8 @@ def reference(
 
     Every product and sum is rounded to float32, ties go to even. Without vector instructions
     (``isa="default"``) the body has the tail's D and adds :math:`z` fused with the product.
-    qint32 is quantized as in the tail everywhere. Above 32,768 elements each thread has a body
+    qint32 is quantized as in the tail everywhere. **qnnpack** adds quint8 tensors of one shape in
+    fixed point, see ``fixed_point_add.py``. Above 32,768 elements each thread has a body
     and a tail of its own. A loop
     that is not contiguous in both operands and the result is all tail.
 
@@ -123,6 +125,13 @@ def reference_relu(
 def _add(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
+    if _in_fixed_point(qa, qb, target):
+        low = zero_point if relu else 0
+        out = empty_suggested(qa.int_repr, np.uint8)
+        out[...] = fixed_point_add.reference(
+            qa.int_repr, qb.int_repr, _numbers(qa, qb, scale, low), zero_point, low
+        )
+        return QTensor(out, scale, zero_point)
     sa, za, sb, zb = float(qa.scale), int(qa.zero_point), float(qb.scale), int(qb.zero_point)
     floor = np.float32(0 if relu else -np.inf)
 
@@ -139,6 +148,21 @@ def _add(
     out = _empty_result(a, b)
     fill(out, formula, a, b, body_mask(out, [a, b], target, vector_width(qa.dtype)))
     return QTensor(out, scale, zero_point, None, qa.dtype)
+
+
+def _in_fixed_point(qa: QTensor, qb: QTensor, target: Target) -> bool:
+    same = qa.shape == qb.shape and qa.dtype == quint8
+    return target.engine in IN_FIXED_POINT and same
+
+
+def _numbers(qa: QTensor, qb: QTensor, scale: float, low: int) -> fixed_point_add.FixedPoint:
+    if low >= 255:
+        raise UnsupportedError(
+            "quantized::add_relu: qnnpack needs a zero point below 255, as nothing is above it"
+        )
+    scales = float(qa.scale), float(qb.scale)
+    zeros = int(qa.zero_point), int(qb.zero_point)
+    return fixed_point_add.fixed_point(scales[0], zeros[0], scales[1], zeros[1], scale)
 
 
 def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> TensorType:
@@ -225,6 +249,20 @@ def _run(
     qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
 ) -> QTensor:
     a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
+    if _in_fixed_point(qa, qb, target):
+        out = empty_suggested(a, a.dtype)
+        order = np.argsort([-step for step in out.strides], kind="stable")
+        low = zero_point if relu else 0
+        numbers = _numbers(qa, qb, scale, low)
+        into = memory_order(out)
+        fixed_point_add.fill(
+            np.ascontiguousarray(a.transpose(order)).reshape(-1),
+            numbers.a,
+            np.ascontiguousarray(b.transpose(order)).reshape(-1),
+            *(numbers.b, numbers.offset, numbers.shift, zero_point),
+            *(low, into),
+        )
+        return QTensor(out, scale, zero_point)
     sa, za, sb, zb = (
         np.float32(qa.scale),
         int(qa.zero_point),
@@ -280,16 +318,24 @@ OPS = (
         name="quantized::add",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=_SOURCE,
         cases=(
-            Case("ties", *_TIES, [8, 8, 12], "a short tensor is all tail: 7.5 and 8.5 go to 8"),
+            Case(
+                "ties",
+                *_TIES,
+                [8, 8, 12],
+                "a short tensor is all tail: 7.5 and 8.5 go to 8",
+                (Engine.FBGEMM, Engine.ONEDNN, Engine.X86),
+            ),
+            Case("away", *_TIES, [8, 9, 12], "0.5 and 1.5 go away from 0", IN_FIXED_POINT),
             Case(
                 "body_ties",
                 (_u8(*[1] * 64, 1), _u8(*[0] * 65)),
                 {"scale": 2.0, "zero_point": 7},
                 [7] * 64 + [8],
                 "rint(0.5) + 7 in the body, rint(0.5 + 7) in the tail",
+                (Engine.FBGEMM, Engine.ONEDNN, Engine.X86),
             ),
             Case(
                 "saturate",
@@ -305,7 +351,7 @@ OPS = (
         name="quantized::add_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ENGINES, kernel_relu),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
             Case(

@@ -197,9 +197,7 @@ def _exact(
     return QTensor(y, rounding.scale, rounding.zero_point)
 
 
-def _saturates(
-    geometry: Geometry, shape: tuple[int, ...], channels: int, target: Target
-) -> bool:
+def _saturates(geometry: Geometry, shape: tuple[int, ...], channels: int, target: Target) -> bool:
     """Whether sums saturate; refuse the one case of qnnpack that rounds otherwise."""
     if target.engine is not Engine.QNNPACK:
         return geometry.saturates(shape[1], channels)
@@ -361,14 +359,15 @@ def _cases(rank: int, relu: bool) -> tuple[Case, ...]:
     unpadded = _attributes(rank, groups=8, scale=3.0**rank * 255 * 127 / 200, zero_point=0)
     exact = np.full((1, 8, *ones), 200)
     why = "without padding depthwise sums are exact"
-    cases.append(Case("depthwise", (bright, strong, None), unpadded, exact, why))
+    fbgemm = (Engine.FBGEMM,)
+    cases.append(Case("depthwise", (bright, strong, None), unpadded, exact, why, fbgemm))
     if rank > 1:
         one = QTensor(np.full((1, 8, *ones), 255, np.uint8), 1.0, 255)
         attributes = _attributes(rank, padding=ones, groups=8, scale=2000.0, zero_point=255)
         lost = 3**rank // 2 * (2 * 255 * 127 - 32767)
         saturated = np.full((1, 8, *ones), 255 - round(lost / 2000))
         why = "every input is real 0, yet each pair of taps saturates"
-        cases.append(Case("saturating", (one, strong, None), attributes, saturated, why))
+        cases.append(Case("saturating", (one, strong, None), attributes, saturated, why, fbgemm))
     return tuple(cases)
 
 

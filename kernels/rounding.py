@@ -120,6 +120,28 @@ def reciprocal(scale: float) -> np.float32:
         return np.float32(1) / np.float32(scale)
 
 
+def half(x: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """Round to float16; what is out of range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16)
+
+
+def half_saturated(x: npt.NDArray[Any]) -> F32:
+    """Round to float16 as fbgemm packs a weight, and return float32.
+
+    What is out of range becomes 65504 or -65504, and so does NaN.
+
+    Examples
+    --------
+    >>> half_saturated(np.float32([1e6, np.nan, 2049])).tolist()
+    [65504.0, -65504.0, 2048.0]
+    """
+    limit = np.float32(np.finfo(np.float16).max)
+    full = x.astype(np.float32)
+    clamped = np.where(full < limit, np.where(full > -limit, full, -limit), limit)
+    return np.where(np.isnan(full), -limit, clamped).astype(np.float16).astype(np.float32)
+
+
 def saturate(rounded: npt.NDArray[Any], dtype: DType) -> Integers:
     """Clamp whole numbers to the range of ``dtype`` and store them."""
     low, high = dtype.limits

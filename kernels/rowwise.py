@@ -15,15 +15,10 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.qtensor import Array, QTensor
 from refquant.ir.types import Size, TensorType, quint4x2, quint8, uint8
 from refquant.kernels.checks import known_length
+from refquant.kernels.rounding import half
 
 BITS = {"byte": 8, "4bit": 4, "2bit": 2}
 DTYPES = {8: quint8, 4: quint4x2}
-
-
-def half(x: Array) -> Array:
-    """Return an array rounded to float16; what is out of range becomes infinite."""
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16)
 
 
 def tail(bits: int) -> int:
@@ -88,7 +83,8 @@ def scale_and_bias_of(weight: QTensor, rows: Array) -> tuple[Array, Array]:
     rounded to float16.
     """
     scale = np.asarray(weight.scale)[rows].astype(np.float32)
-    bias = np.asarray(weight.zero_point)[rows].astype(np.float32) * scale * np.float32(-1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        bias = np.asarray(weight.zero_point)[rows].astype(np.float32) * scale * np.float32(-1)
     if weight.dtype == quint4x2:
         return half(scale).astype(np.float32), half(bias).astype(np.float32)
     return scale, bias

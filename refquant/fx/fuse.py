@@ -59,7 +59,7 @@ def fuse(program: Program, is_qat: bool, backend: BackendConfig) -> Program:
         if match is None or (match.last is not call and parts.get(call) is MATCH_ALL):
             same[call.name] = fused.copy_call(call, load)
         elif match.last is call:
-            root = roots.get(match.pattern, default_root)(match.matched)
+            root = _apply(roots.get(match.pattern, default_root), match)
             if root.kind != "call_module":
                 raise VerifyError(f"{root.name}: the root of a fused pattern must be a module")
             parted = _modules(match.matched, modules, modules[root.target].training)
@@ -70,7 +70,7 @@ def fuse(program: Program, is_qat: bool, backend: BackendConfig) -> Program:
                 raise type(error)(f"{root.target}: {error}") from None
             program.root.set(root.target, made)
             getter = extras.get(match.pattern)
-            extra = [each(value, load) for value in getter(match.matched)] if getter else []
+            extra = [each(value, load) for value in _apply(getter, match)] if getter else []
             same[call.name] = node = fused.copy_call(root, load)
             if extra:
                 node.args = (*node.args, *extra)
@@ -117,7 +117,7 @@ def _keep_shared_modules(
     calls = Counter(call.target for call in program if call.kind == "call_module")
     fused: dict[str, list[_Found]] = {}
     for match in {id(m.last): found[m.last.name] for m in found.values()}.values():
-        root = roots.get(match.pattern, default_root)(match.matched)
+        root = _apply(roots.get(match.pattern, default_root), match)
         if calls[root.target] > 1:
             fused.setdefault(root.target, []).append(match)
     for target, matches in fused.items():
@@ -127,6 +127,16 @@ def _keep_shared_modules(
             lasts = [match.last for match in matches]
             for name in [name for name, match in found.items() if match.last in lasts]:
                 del found[name]
+
+
+def _apply(getter: NodeGetter, match: _Found) -> Any:
+    try:
+        return getter(match.matched)
+    except (TypeError, ValueError, IndexError):
+        raise VerifyError(
+            f"{match.last.name}: the pattern {match.pattern} cannot be fused where two of its "
+            "parts are one call, which torch cannot either"
+        ) from None
 
 
 def _targets(matched: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.module import Packed
 from refquant.ir.op import OPS
-from refquant.ir.qtensor import Array, QTensor, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import (
     DType,
@@ -23,6 +23,8 @@ from refquant.ir.types import (
     quint4x2,
     quint8,
 )
+from refquant.kernels.rounding import half as half
+from refquant.kernels.rounding import half_saturated
 
 _BY_TENSOR = (quint8, qint8, qint32)
 _BY_CHANNEL = (*_BY_TENSOR, quint4x2)
@@ -74,12 +76,6 @@ def quantized_weight(module: Any, name: str = "weight") -> Tensor:
     raise VerifyError(f"a weight cannot be {dtype} with the scheme {scheme}")
 
 
-def half(weight: Array) -> Array:
-    """Return an array rounded to float16."""
-    with np.errstate(over="ignore"):
-        return weight.astype(np.float16)
-
-
 def linear_prepack(weight: Any, bias: Array | None = None) -> Packed:
     """Pack ``quantized::linear``'s weight, which must be qint8."""
     _check_weight("linear_prepack", weight, 2)
@@ -105,11 +101,7 @@ def linear_prepack_fp16(weight: Any, bias: Array | None = None) -> Packed:
     """Pack a float weight rounded to float16; what is out of range saturates."""
     if isinstance(weight, QTensor):
         raise VerifyError(f"linear_prepack_fp16: the weight must be float, got {weight.dtype}")
-    limit = np.float32(np.finfo(np.float16).max)
-    full = weight.astype(np.float32)
-    clamped = np.where(full < limit, np.where(full > -limit, full, -limit), limit)
-    clamped = np.where(np.isnan(full), -limit, clamped)
-    return Packed(half(clamped).astype(np.float32), bias, {})
+    return Packed(half_saturated(weight), bias, {})
 
 
 def conv_prepack(rank: int) -> Callable[..., Packed]:
@@ -170,17 +162,9 @@ def conv_transpose_prepack(rank: int) -> Callable[..., Packed]:
 
 def embedding_prepack(weight: Tensor) -> Packed:
     """Pack the table of a quantized embedding, of quint8 or quint4x2 rows."""
-    if not isinstance(weight, QTensor) or weight.dtype not in (quint8, quint4x2):
-        dtype = weight.dtype
-        raise VerifyError(
-            f"embedding_bag_prepack: the weight must be quint8 or quint4x2, got {dtype}"
-        )
+    OPS["quantized::embedding_bag_prepack"].infer(type_of(weight))
+    assert isinstance(weight, QTensor)
     bits = 4 if weight.dtype == quint4x2 else 8
-    if bits == 4 and weight.shape[1] % 2:
-        raise VerifyError(
-            f"embedding_bag_prepack: rows of {weight.shape[1]} 4-bit values end within a byte, "
-            "where torch reads beyond them; use an even embedding_dim"
-        )
     return Packed(weight, None, {"bits": bits})
 
 

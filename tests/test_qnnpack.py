@@ -1,0 +1,95 @@
+"""Where qnnpack has an arithmetic of its own beside the products: the sum of two tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from oracle import assert_same, call_torch
+
+from refquant.ir.errors import UnsupportedError
+from refquant.ir.op import OPS
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
+from refquant.ir.types import qint8
+from refquant.kernels.layout import channels_last
+
+QNNPACK = Target("qnnpack")
+
+
+@pytest.fixture(autouse=True)
+def on_qnnpack() -> Iterator[None]:
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "qnnpack"
+    yield
+    torch.backends.quantized.engine = before
+
+
+def operands(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[QTensor, QTensor, float]:
+    """Two tensors, and a scale at which one of the sums is a tie."""
+    integers = [rng.integers(0, 256, shape).astype(np.uint8) for _ in range(2)]
+    scales = np.exp(rng.uniform(-6, 0, 2))
+    zeros = [int(z) for z in rng.integers(0, 256, 2)]
+    a, b = (QTensor(x, float(s), z) for x, s, z in zip(integers, scales, zeros, strict=True))
+    at = tuple(int(rng.integers(n)) for n in shape)
+    exact = (int(integers[0][at]) - zeros[0]) * scales[0]
+    exact += (int(integers[1][at]) - zeros[1]) * scales[1]
+    scale = abs(exact) / (int(rng.integers(0, 100)) + 0.5)
+    if not all(2**-13 < s / max(scale, 1e-30) < 2**7 for s in scales):
+        scale = float(2 * scales.max())
+    return a, b, float(np.float32(scale))
+
+
+@pytest.mark.parametrize("name", ["quantized::add", "quantized::add_relu"])
+def test_add_in_fixed_point(name: str) -> None:
+    rng = np.random.default_rng(len(name))
+    op = OPS[name]
+    for i, shape in enumerate([(1,), (7,), (64,), (517,), (2, 3, 5, 7), (3, 70, 4, 4)] * 60):
+        a, b, scale = operands(rng, shape)
+        if len(shape) == 4 and i % 2:
+            a = a.with_int_repr(channels_last(a.int_repr))
+            b = b.with_int_repr(channels_last(b.int_repr)) if i % 4 == 1 else b
+        attributes = {"scale": scale, "zero_point": int(rng.integers(0, 255))}
+        expected = call_torch(name, (a, b), attributes)
+        for fast in (False, True):
+            assert_same(op.bind(QNNPACK, fast=fast)(a, b, **attributes), expected)
+
+
+def test_every_pair_of_integers() -> None:
+    grid = np.array(list(product(range(256), repeat=2)), np.uint8)
+    a, b = QTensor(grid[:, 0], 0.3, 7), QTensor(grid[:, 1], 0.017, 200)
+    for scale, zero_point in ((0.31, 3), (0.15, 128), (0.6, 255), (2.0, 0)):
+        attributes = {"scale": scale, "zero_point": zero_point}
+        expected = call_torch("quantized::add", (a, b), attributes)
+        for fast in (False, True):
+            result = OPS["quantized::add"].bind(QNNPACK, fast=fast)(a, b, **attributes)
+            assert_same(result, expected)
+
+
+def test_other_dtypes_and_shapes_are_added_as_real_numbers() -> None:
+    rng = np.random.default_rng(3)
+    a, b, scale = operands(rng, (4, 70))
+    row = QTensor(b.int_repr[0], b.scale, b.zero_point)
+    signed = [QTensor((x.int_repr - 128).astype(np.int8), x.scale, 0, None, qint8) for x in (a, b)]
+    attributes = {"scale": scale, "zero_point": 9}
+    expected = OPS["quantized::add"].bind(Target(), fast=False)(a, row, **attributes)
+    assert_same(OPS["quantized::add"].bind(QNNPACK, fast=True)(a, row, **attributes), expected)
+    expected = OPS["quantized::add"].bind(Target(), fast=False)(*signed, **attributes)
+    assert_same(OPS["quantized::add"].bind(QNNPACK, fast=True)(*signed, **attributes), expected)
+
+
+def test_scales_too_far_apart_are_refused_as_in_torch() -> None:
+    a, b = QTensor(np.uint8([1]), 1.0, 0), QTensor(np.uint8([1]), 1e-6, 0)
+    attributes = {"scale": 1.0, "zero_point": 0}
+    with pytest.raises(RuntimeError, match="QNNPACK"):
+        call_torch("quantized::add", (a, b), attributes)
+    with pytest.raises(UnsupportedError, match=r"2\*\*-14 to 2\*\*8"):
+        OPS["quantized::add"].bind(QNNPACK, fast=True)(a, b, **attributes)
+    attributes["zero_point"] = 255
+    with pytest.raises(RuntimeError, match="QNNPACK"):
+        call_torch("quantized::add_relu", (a, a), attributes)
+    with pytest.raises(UnsupportedError, match="255"):
+        OPS["quantized::add_relu"].bind(QNNPACK, fast=True)(a, a, **attributes)
