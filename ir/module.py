@@ -106,13 +106,6 @@ class Module:
             table.pop(name, None) if table is not _table(owner, value) else None
         _table(owner, value)[name] = value
 
-    def delete(self, path: str) -> None:
-        """Remove what is at a dotted path."""
-        parent, _, name = path.rpartition(".")
-        owner = self.get(parent)
-        for table in (owner.state, owner.parts, owner.config):
-            table.pop(name, None)
-
     def copy(self, memo: dict[int, Any] | None = None) -> Module:
         """Return a copy that shares the arrays; a module used twice stays one module."""
         memo = {} if memo is None else memo

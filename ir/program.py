@@ -11,6 +11,7 @@ import builtins
 import keyword
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from refquant.ir.errors import VerifyError
@@ -117,31 +118,29 @@ class Call:
         for user in list(self.users):
             user.replace_input(self, new)
 
-    @property
-    def previous(self) -> Call:
-        """The call before this one."""
-        return self._previous
 
-    @property
-    def next(self) -> Call:
-        """The call after this one."""
-        return self._next
-
-
-def each(value: Any, change: Callable[[Call], Any]) -> Any:
-    """Return an argument with every call in it replaced."""
-    if isinstance(value, Call):
+def each(value: Any, change: Callable[[Any], Any], kind: type = Call) -> Any:
+    """Return an argument with every call in it (or object of another ``kind``) replaced."""
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, tuple):
-        parts = [each(part, change) for part in value]
+        parts = [each(part, change, kind) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, list):
-        return [each(part, change) for part in value]
+        return [each(part, change, kind) for part in value]
     if isinstance(value, dict):
-        return {key: each(part, change) for key, part in value.items()}
+        return {key: each(part, change, kind) for key, part in value.items()}
     if isinstance(value, slice):
-        return slice(*(each(part, change) for part in (value.start, value.stop, value.step)))
+        parts = [each(part, change, kind) for part in (value.start, value.stop, value.step)]
+        return slice(*parts)
     return value
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Stands for a call where a program is pickled."""
+
+    number: int
 
 
 class Program:
@@ -163,16 +162,47 @@ class Program:
     def __iter__(self) -> Iterator[Call]:
         call = self._end._next
         while call is not self._end:
-            following = call._next
             yield call
-            call = call._next if call.program is self else following
+            call = call._next
+            while call.program is None:  # erased meanwhile
+                call = call._next
 
     def __reversed__(self) -> Iterator[Call]:
         call = self._end._previous
         while call is not self._end:
-            before = call._previous
             yield call
-            call = call._previous if call.program is self else before
+            call = call._previous
+            while call.program is None:
+                call = call._previous
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return flat rows: the links between the calls would recurse once for each call."""
+        numbers = {call: _Index(i) for i, call in enumerate(self)}
+        rows = [
+            (
+                *(call.kind, call.target, call.name, call.owner, call.notes),
+                each((call.args, call.kwargs), numbers.__getitem__),
+                [numbers[user].number for user in call.users],
+            )
+            for call in self
+        ]
+        kept = {key: value for key, value in vars(self).items() if key != "_end"}
+        return {**kept, "rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Link the calls again."""
+        rows = state.pop("rows")
+        vars(self).update(state)
+        self._end = Call(self, "end", "", "")
+        calls: list[Call] = []
+        for kind, target, name, owner, notes, arguments, _ in rows:
+            call = Call(self, kind, target, name)
+            call.owner, call.notes = owner, notes
+            self._link(call, self._end)
+            calls.append(call)
+            call.set_arguments(*each(arguments, lambda at: calls[at.number], _Index))
+        for call, row in zip(calls, rows, strict=True):
+            call.users = dict.fromkeys(calls[number] for number in row[-1])
 
     @property
     def output(self) -> Call:
