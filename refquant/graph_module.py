@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -124,43 +125,38 @@ class GraphModule:
         return state
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Take over parameters and statistics of the same model, of refquant or of torch.
+        """Take over parameters and statistics of the same model; all of them, or on an error none.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to arrays or torch tensors
+            As ``state_dict()`` of this model or of torch's returns it.
 
         Raises
         ------
         VerifyError
             If a name is missing, or a shape does not fit.
         """
-        metadata = getattr(state_dict, "_metadata", {})
+        loaded: list[tuple[Module, str, Any]] = []
+        live: dict[str, Any] = {}
         for path, module in self.program.root.named_modules(shared=True):
-            prefix = f"{path}." if path else ""
             if not isinstance(module, Module):
-                part = StateDict(
-                    {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
-                )
-                part._metadata = {
-                    place[len(prefix) :] if place != path else "": value
-                    for place, value in metadata.items()
-                    if place == path or place.startswith(prefix)
-                }
-                try:
-                    module.load_state_dict(part)
-                except VerifyError as error:
-                    raise VerifyError(f"{path}: {error}") from None
+                live[path] = module
                 continue
             for name, value in module.state.items():
-                key = prefix + name
-                if value is None or name in module.plain or not hasattr(value, "shape"):
-                    continue
-                if key not in state_dict:
-                    raise VerifyError(f"state_dict has no {key}")
-                loaded = as_array(state_dict[key])
-                if tuple(loaded.shape) != tuple(value.shape):
-                    raise VerifyError(
-                        f"state_dict: {key} has shape {list(loaded.shape)}, "
-                        f"expected {list(value.shape)}"
-                    )
-                module.state[name] = loaded
+                if value is not None and name not in module.plain and hasattr(value, "shape"):
+                    key = f"{path}.{name}" if path else name
+                    loaded.append((module, name, _like(key, value, state_dict)))
+        parts = _by_path(state_dict, live)
+        with ExitStack() as restored:
+            for path, module in live.items():
+                restored.enter_context(module.unchanged_on_error())
+                try:
+                    module.load_state_dict(parts[path])
+                except VerifyError as error:
+                    raise VerifyError(f"{path}: {error}") from None
+        for module, name, value in loaded:
+            module.state[name] = value
         self._graph = None
 
     def copy(self) -> GraphModule:
@@ -181,6 +177,37 @@ class GraphModule:
 
     def __str__(self) -> str:
         return str(self.graph) if self.types else str(self.program)
+
+
+def _like(key: str, value: Any, state_dict: Any) -> Any:
+    if key not in state_dict:
+        raise VerifyError(f"state_dict has no {key}")
+    found = as_array(state_dict[key])
+    if tuple(found.shape) != tuple(value.shape):
+        raise VerifyError(
+            f"state_dict: {key} has shape {list(found.shape)}, expected {list(value.shape)}"
+        )
+    return found
+
+
+def _by_path(state_dict: Any, paths: Collection[str]) -> dict[str, StateDict]:
+    """Return the part of a state below each path, with the version of its format."""
+    found = {path: StateDict() for path in paths}
+    for key, value in state_dict.items():
+        for path in _above(key):
+            if path in found:
+                found[path][key[len(path) + 1 :]] = value
+    for place, version in getattr(state_dict, "_metadata", {}).items():
+        for path in (place, *_above(place)):
+            if path in found:
+                found[path]._metadata[place[len(path) + 1 :]] = version
+    return found
+
+
+def _above(key: str) -> Iterator[str]:
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def _example(kind: TensorType) -> TensorType:

@@ -261,8 +261,9 @@ def calls(program: Program) -> Iterator[Change]:
 
 
 def swap(program: Program, call: Call) -> None:
-    second = call.next
-    before = call.previous
+    calls = list(program)
+    at = calls.index(call)
+    second, before = calls[at + 1], calls[at - 1] if at else program._end
     before._next, second._previous = second, before
     call._next, second._next = second._next, call
     call._previous = second

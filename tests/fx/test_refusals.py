@@ -21,7 +21,7 @@ from refquant.graph_module import GraphModule
 from refquant.importers import from_fx, from_torch_config
 from refquant.importers.torch_capture import capture_graph_module
 from refquant.ir import parse
-from refquant.ir.errors import RefquantError
+from refquant.ir.errors import RefquantError, VerifyError
 from refquant.program_diff import program_diff
 from refquant.qconfig_mapping import QConfigMapping, get_default_qconfig_mapping
 
@@ -105,8 +105,8 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: quantize_fx.convert_fx(model()),  # type: ignore[arg-type]
     ),
     "convert of a graph": (
-        "got Graph",
-        lambda: quantize_fx.convert_to_reference_fx(from_fx(model(), X)),  # type: ignore[arg-type]
+        "call prepare_fx first",
+        lambda: quantize_fx.convert_to_reference_fx(from_fx(model(), X)),
     ),
     "convert before prepare": (
         "call prepare_fx first",
@@ -129,13 +129,16 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: quantize_fx.convert_fx(prepared(), qconfig_mapping=qconfigs.per_tensor()),
     ),
     "a state of another model": (
-        "2.weight",
+        "state_dict has no 0.0.weight",
         lambda: prepared().load_state_dict({"0.weight": np.zeros((4, 8), np.float32)}),
     ),
     "a state of another shape": (
         "shape",
         lambda: prepared().load_state_dict(
-            {k: np.zeros((9, *np.shape(v)), np.float32) for k, v in prepared().state_dict().items()}
+            {
+                k: np.zeros((9, *np.shape(v)), np.float32)
+                for k, v in prepared().state_dict().items()
+            }
         ),
     ),
     "calling with an input too many": ("inputs", lambda: prepared()(X[0], X[0])),
@@ -148,7 +151,9 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "training without statistics": (
         "0",
         lambda: quantize_fx.prepare_qat_fx(
-            nn.Sequential(nn.Conv1d(8, 4, 1), nn.BatchNorm1d(4, track_running_stats=False)).train(),
+            nn.Sequential(
+                nn.Conv1d(8, 4, 1), nn.BatchNorm1d(4, track_running_stats=False)
+            ).train(),
             from_torch_config(qconfigs.qat()),
             (np.ones((2, 8, 3), np.float32),),
         ),
@@ -177,7 +182,9 @@ def test_refused_in_one_line_that_says_why(name: str) -> None:
 def test_torch_refuses_the_same_calls() -> None:
     """Our errors are also of the classes that torch raises."""
     with flow.quiet():
-        theirs = torch_fx.prepare_fx(copy.deepcopy(model()), qconfigs.per_tensor(), (torch.ones(3, 8),))
+        theirs = torch_fx.prepare_fx(
+            copy.deepcopy(model()), qconfigs.per_tensor(), (torch.ones(3, 8),)
+        )
         calls: list[tuple[type[Exception], Callable[[], Any], Callable[[], Any]]] = [
             (
                 ValueError,
@@ -294,7 +301,9 @@ def test_original_weights() -> None:
         bias=torch.randn(4),
     ).eval()
     with flow.quiet():
-        theirs = torch_fx.prepare_fx(copy.deepcopy(given), qconfigs.per_tensor(), (torch.ones(3, 8),))
+        theirs = torch_fx.prepare_fx(
+            copy.deepcopy(given), qconfigs.per_tensor(), (torch.ones(3, 8),)
+        )
         theirs(torch.ones(3, 8))
         theirs = torch_fx.convert_fx(theirs, keep_original_weights=True)
         ours = quantize_fx.prepare_fx(given, mapping(), X)
@@ -337,3 +346,15 @@ def test_a_graph_is_prepared_as_its_torch_module() -> None:
     np.testing.assert_array_equal(made(*X), expected(*X))
 
 
+def test_a_state_is_taken_over_whole_or_not_at_all() -> None:
+    made = prepared()
+    before = {key: np.array(value) for key, value in made.state_dict().items()}
+    other = {key: value + np.ones((), value.dtype) for key, value in before.items()}
+    observed = next(key for key in other if key.endswith("max_val"))
+    with pytest.raises(VerifyError, match=observed.partition(".")[0]):
+        made.load_state_dict({key: value for key, value in other.items() if key != observed})
+    for key, value in made.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+    made.load_state_dict(other)
+    for key, value in made.state_dict().items():
+        np.testing.assert_array_equal(value, other[key])
