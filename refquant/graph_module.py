@@ -57,6 +57,14 @@ class GraphModule:
         UnsupportedError
             Listing every call that has no rule.
         """
+        graph = self._dataflow()
+        for path, module in graph.modules.items():
+            live = self.program.root.get(path)
+            if not isinstance(live, Module):
+                module.state = dict(live.state_dict())
+        return graph
+
+    def _dataflow(self) -> Graph:
         if self._graph is None:
             if not self.types:
                 raise VerifyError(
@@ -64,10 +72,6 @@ class GraphModule:
                 )
             types = [_example(t) for t in self.types]
             self._graph = graph_of(self.program, types, target=self.target, batch="N")
-        for path, module in self._graph.modules.items():
-            live = self.program.root.get(path)
-            if not isinstance(live, Module):
-                module.state = flat_state(live)
         return self._graph
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -78,7 +82,7 @@ class GraphModule:
         """Run the model as :meth:`Graph.run` does; observers take note of what they see."""
         if not self.types or not self._takes(inputs):
             self.types, self._graph = tuple(map(type_of, inputs)), None
-        graph = self.graph
+        graph = self._dataflow()
         live = {
             path: found for path in graph.modules if callable(found := self.program.root.get(path))
         }
@@ -87,7 +91,7 @@ class GraphModule:
     def _takes(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether the graph as it is was made for such inputs; else it is made again."""
         try:
-            check_inputs(self.graph, inputs)
+            check_inputs(self._dataflow(), inputs)
         except VerifyError:
             return len(inputs) != len(self.types) or not all(
                 isinstance(value, np.ndarray | QTensor) for value in inputs
@@ -214,8 +218,3 @@ def _example(kind: TensorType) -> TensorType:
     """Return a type with lengths for symbols, which :func:`graph_of` makes symbolic again."""
     shape = tuple(2 * s.factor if isinstance(s, Dim) else s for s in kind.shape)
     return TensorType(kind.dtype, shape, kind.qparams)
-
-
-def flat_state(live: Any) -> dict[str, Any]:
-    """Return the state of an observer or fake-quant under its flat names."""
-    return dict(live.state_dict())
