@@ -303,6 +303,26 @@ def attention(
     )
 
 
+def grid_sample(
+    b: TorchBuilder,
+    input: Value,
+    grid: Value,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = None,
+) -> Value:
+    """``F.grid_sample`` of a quantized image."""
+    only(input.type.dtype.is_quantized, "grid_sample of a tensor that is not quantized")
+    only(mode == "bilinear", f"grid_sample with mode {mode!r}")
+    return b.emit(
+        "aten::grid_sampler_2d",
+        *(input, grid),
+        interpolation_mode=0,
+        padding_mode=("zeros", "border", "reflection").index(padding_mode),
+        align_corners=bool(align_corners),
+    )
+
+
 def embedding(
     b: TorchBuilder,
     input: Value,

@@ -84,6 +84,7 @@ COMMON: dict[str, Rule] = {
     "absolute": unary("aten::abs"),
     "norm": t.norm,
     "topk": t.topk,
+    "sort": t.sort,
     "cumsum": t.cumsum,
     "masked_fill": t.masked_fill,
     "where": t.where,
@@ -92,6 +93,7 @@ COMMON: dict[str, Rule] = {
     "numel": t.numel,
     "detach": t.identity,
     "dequantize": q.dequantize,
+    "int_repr": lambda b, input: b.emit("aten::int_repr", input),
     "select": lambda b, input, dim, index: b.emit("aten::select", input, dim=dim, index=index),
     "narrow": lambda b, input, dim, start, length: b.emit(
         "aten::slice", input, dim=dim, start=start, end=start + length, step=1
@@ -188,6 +190,7 @@ _FUNCTIONS: dict[str, Rule] = {
     "normalize": f.normalize,
     "scaled_dot_product_attention": f.attention,
     "embedding": f.embedding,
+    "grid_sample": f.grid_sample,
     "batch_norm": f.batch_norm,
     "layer_norm": f.layer_norm,
     "group_norm": f.group_norm,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from refquant.importers.builder import Rule
-from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor
+from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor, repeat
 from refquant.ir.graph import Value
 from refquant.ir.types import DType
 
@@ -246,6 +246,77 @@ def quantized_linear_dynamic(name: str) -> Rule:
     return rule
 
 
+def quantized_linear_fp16(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.linear_dynamic_fp16`` and its relu form."""
+
+    def rule(b: TorchBuilder, x: Value, packed_weight: Any) -> Value:
+        weight, bias, _ = b.packed(packed_weight)
+        return b.emit(f"quantized::{name}", x, weight, bias)
+
+    return rule
+
+
+def _table(b: TorchBuilder, packed: Any) -> Value:
+    """Return the table of packed parameters, or what was packed in the same graph."""
+    return packed if is_tensor(packed) else b.packed(packed)[0]  # type: ignore[no-any-return]
+
+
+def quantized_embedding(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.embedding_byte`` and ``embedding_4bit``."""
+
+    def rule(b: TorchBuilder, weight: Any, indices: Value, pruned_weights: bool = False) -> Value:
+        table = _table(b, weight)
+        return b.emit(f"quantized::{name}", table, indices, pruned_weights=pruned_weights)
+
+    return rule
+
+
+def quantized_embedding_bag(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.embedding_bag_*``, with any form of the table."""
+
+    def rule(
+        b: TorchBuilder,
+        weight: Any,
+        indices: Value,
+        offsets: Value | None = None,
+        scale_grad_by_freq: bool = False,
+        mode: int = 0,
+        pruned_weights: bool = False,
+        per_sample_weights: Value | None = None,
+        compressed_indices_mapping: Value | None = None,
+        include_last_offset: bool = False,
+    ) -> Value:
+        return b.emit(
+            f"quantized::{name}",
+            *(_table(b, weight), indices, offsets),
+            *(per_sample_weights, compressed_indices_mapping),
+            scale_grad_by_freq=scale_grad_by_freq,
+            mode=mode,
+            pruned_weights=pruned_weights,
+            include_last_offset=include_last_offset,
+        )
+
+    return rule
+
+
+def embedding_prepack(name: str) -> Rule:
+    """Return the rule of packing and unpacking a table to and from bytes."""
+    minimum = ("rowwise_min_max",) if name.endswith("min_max") else ()
+    names = (*minimum, "optimized_qparams", "nbins", "ratio")
+
+    def rule(b: TorchBuilder, weight: Value, *args: Any, **rest: Any) -> Value:
+        given = dict(zip(names, args, strict=False)) | rest
+        tensors = [given.pop(key) for key in minimum]
+        return b.emit(f"quantized::{name}", weight, *tensors, **given)
+
+    return rule
+
+
+def embedding_unpack(b: TorchBuilder, packed: Any) -> Value:
+    """``torch.ops.quantized.embedding_bag_unpack``."""
+    return b.emit("quantized::embedding_bag_unpack", _table(b, packed))
+
+
 def rank_of(name: str) -> int:
     """Return 2 for ``conv2d_relu``.
 
@@ -273,6 +344,20 @@ def quantized_conv(name: str) -> Rule:
             scale=b.number(output_scale, float),
             zero_point=b.number(output_zero_point, int),
         )
+
+    return rule
+
+
+def quantized_max_pool(rank: int) -> Rule:
+    """Return the rule of ``torch.ops.quantized.max_pool1d`` and ``max_pool2d``."""
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+    def rule(b: TorchBuilder, qx: Value, *args: Any, **rest: Any) -> Value:
+        given = dict(zip(names, args, strict=False)) | rest
+        geometry = {name: repeat(given[name], rank) for name in names[:4]}
+        geometry["stride"] = geometry["stride"] or geometry["kernel_size"]
+        ceil_mode = given["ceil_mode"]
+        return b.emit(f"aten::max_pool{rank}d", qx, **geometry, ceil_mode=ceil_mode)
 
     return rule
 
@@ -334,7 +419,40 @@ QUANTIZED: dict[str, Rule] = {
         for rank in (1, 2, 3)
         for name in (f"conv{rank}d", f"conv{rank}d_relu", f"conv_transpose{rank}d")
     },
+    **{
+        name: quantized_linear_fp16(name)
+        for name in ("linear_dynamic_fp16", "linear_relu_dynamic_fp16")
+    },
+    "linear_dynamic_fp16_unpacked_weight": lambda b, x, weight, bias: b.emit(
+        "quantized::linear_dynamic_fp16_unpacked_weight", x, weight, bias
+    ),
+    **{name: quantized_embedding(name) for name in ("embedding_byte", "embedding_4bit")},
+    **{
+        name: quantized_embedding_bag(name)
+        for name in (
+            *("embedding_bag_byte", "embedding_bag_4bit"),
+            *(f"embedding_bag_{bits}_rowwise_offsets" for bits in ("byte", "4bit", "2bit")),
+        )
+    },
+    **{
+        f"embedding_bag_{form}": embedding_prepack(f"embedding_bag_{form}")
+        for form in (
+            "prepack",
+            *(
+                f"{bits}_{what}"
+                for bits in ("byte", "4bit", "2bit")
+                for what in ("prepack", "prepack_with_rowwise_min_max", "unpack")
+            ),
+        )
+    },
+    "embedding_bag_unpack": embedding_unpack,
     "matmul": quantized_matmul,
+    "clamp": lambda b, qx, min=None, max=None: b.emit("aten::clamp", qx, min=min, max=max),
+    "relu6": lambda b, qx, inplace=False: b.emit("aten::relu6", qx),
+    "threshold": lambda b, qx, threshold, value: b.emit(
+        "aten::threshold", qx, threshold=threshold, value=value
+    ),
+    **{f"max_pool{rank}d": quantized_max_pool(rank) for rank in (1, 2)},
     "hardswish": quantized_unary("hardswish"),
     "sigmoid": quantized_unary("sigmoid"),
     "celu": quantized_unary("celu", alpha="alpha"),

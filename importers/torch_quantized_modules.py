@@ -52,11 +52,43 @@ def quantized_linear_dynamic(op: str) -> Rule:
 
     def rule(b: TorchBuilder, module: Mod, input: Value) -> Value:
         params = module._packed_params
-        only(str(params.dtype) == "qint8", f"dynamic Linear with {params.dtype}")
         weight, bias, _ = b.packed(params._packed_params, module)
+        if str(params.dtype) == "float16":
+            return b.emit(f"{op}_fp16", input, weight, bias)
+        only(str(params.dtype) == "qint8", f"dynamic Linear with {params.dtype}")
         return b.emit(op, input, weight, bias, reduce_range=True)
 
     return rule
+
+
+def quantized_embedding(b: TorchBuilder, module: Mod, indices: Value) -> Value:
+    """``nnq.Embedding``."""
+    table, _, _ = b.packed(module._packed_params._packed_weight, module)
+    return b.emit(f"quantized::embedding_{_bits(module)}", table, indices)
+
+
+def quantized_embedding_bag(
+    b: TorchBuilder,
+    module: Mod,
+    indices: Value,
+    offsets: Value | None = None,
+    per_sample_weights: Value | None = None,
+    compressed_indices_mapping: Value | None = None,
+) -> Value:
+    """``nnq.EmbeddingBag``, which adds up whatever ``mode`` says."""
+    table, _, _ = b.packed(module._packed_params._packed_weight, module)
+    return b.emit(
+        f"quantized::embedding_bag_{_bits(module)}",
+        *(table, indices, offsets, per_sample_weights, compressed_indices_mapping),
+        scale_grad_by_freq=False,
+        mode=0,
+        pruned_weights=module.pruned_weights,
+        include_last_offset=module.include_last_offset,
+    )
+
+
+def _bits(module: Mod) -> str:
+    return "4bit" if str(module.dtype) == "quint4x2" else "byte"
 
 
 def quantized_conv(op: str) -> Rule:
@@ -336,6 +368,8 @@ _NNQ: dict[str, Rule] = {
     "activation.Softmax": quantized_softmax,
     "activation.PReLU": quantized_prelu,
     "dropout.Dropout": quantized_dropout,
+    "embedding_ops.Embedding": quantized_embedding,
+    "embedding_ops.EmbeddingBag": quantized_embedding_bag,
 }
 
 _REFERENCE: dict[str, Rule] = {

@@ -86,11 +86,11 @@ _STEPS: dict[str, Any] = {
 
 
 def _dynamic(b: TorchBuilder, packed: Any, name: str, reduce_range: bool) -> Project:
-    if not isinstance(packed.weight, QTensor):
-        raise UnsupportedError("a recurrent module with float16 weights")
     weight, bias = b.parameter(f"{name}.weight", packed.weight), None
     if packed.bias is not None:
         bias = b.parameter(f"{name}.bias", packed.bias)
+    if not isinstance(packed.weight, QTensor):  # rounded to float16
+        return lambda x: b.emit("quantized::linear_dynamic_fp16", x, weight, bias)
     return lambda x: b.emit(
         "quantized::linear_dynamic", x, weight, bias, reduce_range=reduce_range
     )

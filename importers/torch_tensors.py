@@ -348,6 +348,8 @@ def extreme(over: str, pair: str, along: str) -> Rule:
         other = dim if is_tensor(dim) else other
         if is_tensor(other):
             return b.emit(pair, input, other)
+        if dim is None and input.type.dtype.is_quantized:
+            return b.emit(along.removesuffix(".dim"), input)
         if dim is None:
             return b.emit(over, input, dim=_dims(input, None), keepdim=False)
         return Found(*b.emit_all(along, input, dim=dim, keepdim=keepdim))
@@ -363,10 +365,11 @@ def variance(
     keepdim: bool = False,
     *,
     correction: int | None = None,
+    op: str = "aten::var",
 ) -> Value:
     """``torch.var``; ``correction`` is the newer name of ``unbiased``."""
     return b.emit(
-        "aten::var",
+        op,
         input,
         dim=_dims(input, dim),
         correction=int(unbiased) if correction is None else correction,
@@ -375,7 +378,9 @@ def variance(
 
 
 def deviation(b: TorchBuilder, input: Value, *args: Any, **options: Any) -> Value:
-    """``torch.std``: the root of the variance."""
+    """``torch.std``: the root of the variance, or one op if quantized."""
+    if input.type.dtype.is_quantized:
+        return variance(b, input, *args, **options, op="aten::std")
     return b.emit("aten::sqrt", variance(b, input, *args, **options))
 
 
@@ -399,6 +404,19 @@ def topk(
 ) -> Any:
     """``torch.topk``."""
     return Found(*b.emit_all("aten::topk", input, k=k, dim=dim, largest=largest, sorted=sorted))
+
+
+def sort(
+    b: TorchBuilder,
+    input: Value,
+    dim: int = -1,
+    descending: bool = False,
+    *,
+    stable: bool | None = None,
+) -> Any:
+    """``torch.sort``."""
+    attributes = {"stable": stable, "dim": dim, "descending": descending}
+    return Found(*b.emit_all("aten::sort.stable", input, **attributes))
 
 
 def cumsum(b: TorchBuilder, input: Value, dim: int) -> Value:

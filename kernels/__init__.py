@@ -8,7 +8,7 @@ Files that are not in the table are shared by several ops:
 * observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
   ``histogram_search``, ``fuse_batch_norm``;
 * families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``resample``, ``windows``,
-  ``products``;
+  ``products``, ``float_product``;
 * tables of embeddings: ``rowwise``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
@@ -112,6 +112,7 @@ OPS.declare(
             *("quantized::embedding_bag_prepack", "quantized::embedding_bag_unpack"),
         ),
         "expand": ("aten::expand", "aten::repeat"),
+        "extreme": ("aten::max", "aten::min"),
         "fake_quantize": ("observer::fake_quantize",),
         "fake_quantize_backward": tuple(
             f"aten::fake_quantize_per_{what}_affine_cachemask_backward"
@@ -128,6 +129,7 @@ OPS.declare(
             "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
         ),
         "gelu": ("aten::gelu",),
+        "grid_sampler": ("aten::grid_sampler_2d",),
         "group_norm": (
             *("quantized::group_norm", "quantized::instance_norm", "aten::group_norm"),
             "aten::instance_norm",
@@ -135,6 +137,8 @@ OPS.declare(
         "hardsigmoid": ("aten::hardsigmoid",),
         "hardswish": ("quantized::hardswish", "aten::hardswish"),
         "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),
+        "index_put": ("aten::index_put",),
+        "int_repr": ("aten::int_repr",),
         "layer_norm": ("quantized::layer_norm", "aten::layer_norm"),
         "learnable_fake_quantize": tuple(
             f"aten::_fake_quantize_learnable_per_{what}_affine" for what in ("tensor", "channel")
@@ -180,9 +184,12 @@ OPS.declare(
         ),
         "quantized_linear_dynamic_fp16": (
             *("quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic_fp16"),
+            "quantized::linear_dynamic_fp16_unpacked_weight",
         ),
+        "quantized_matmul": ("quantized::matmul",),
         "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
+        "quantized_std": ("aten::std",),
         "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
         "relu": ("aten::relu",),
         "reshape": ("aten::flatten", "aten::reshape", "aten::view"),
@@ -193,6 +200,7 @@ OPS.declare(
         "silu": ("aten::silu",),
         "softmax": ("quantized::softmax", "aten::softmax"),
         "softplus": ("aten::softplus", "aten::log_sigmoid", "aten::mish"),
+        "sort": ("aten::sort.stable",),
         "squeeze": ("aten::squeeze", "aten::unsqueeze"),
         "tanh": ("aten::tanh",),
         "threshold": ("aten::threshold",),

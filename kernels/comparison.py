@@ -9,16 +9,19 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.qtensor import Array, type_of
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.types import TensorType, bool_
+from refquant.kernels import dequantize
 from refquant.kernels.checks import broadcast
 from refquant.kernels.layout import elementwise
 from refquant.kernels.promotion import Number, result_dtype
 
 
-def _infer(name: str) -> Callable[[TensorType, TensorType | Number], TensorType]:
+def _infer(
+    name: str, *, quantized: bool = True
+) -> Callable[[TensorType, TensorType | Number], TensorType]:
     def infer(self: TensorType, other: TensorType | Number) -> TensorType:
-        result_dtype(name, self, other)
+        result_dtype(name, *(_real_type(v) if quantized else v for v in (self, other)))
         if isinstance(other, TensorType):
             return TensorType(bool_, broadcast(name, self.shape, other.shape))
         if not isinstance(other, bool | int | float):
@@ -28,24 +31,34 @@ def _infer(name: str) -> Callable[[TensorType, TensorType | Number], TensorType]
     return infer
 
 
+def _real(x: Tensor | Number) -> Any:
+    return dequantize.reference(x) if isinstance(x, QTensor) else x
+
+
+def _real_type(x: TensorType | Number) -> Any:
+    quantized = isinstance(x, TensorType) and x.dtype.is_quantized
+    return dequantize.infer(x) if quantized else x  # type: ignore[arg-type]
+
+
 def _ops(
     name: str, symbol: str, function: Callable[[Array, Array], Any], expected: list[bool]
 ) -> tuple[Op, Op]:
-    def reference(self: Array, other: Array | Number) -> Array:
-        types = [type_of(v) if isinstance(v, np.ndarray) else v for v in (self, other)]
+    def reference(self: Tensor, other: Tensor | Number) -> Array:
+        operands = [_real(v) for v in (self, other)]
+        types = [type_of(v) if isinstance(v, np.ndarray) else v for v in operands]
         storage = result_dtype(name, *types).storage
-        a, b = (np.asarray(v).astype(storage, copy=False) for v in (self, other))
+        a, b = (np.asarray(v).astype(storage, copy=False) for v in operands)
         return elementwise(np.asarray(function(a, b)), a, b)
 
     reference.__doc__ = f"""Return whether ``self {symbol} other``, element by element.
 
     Operands are promoted to one type first, as in torch; comparisons with NaN are false, except
-    ``!=``.
+    ``!=``. Quantized operands are dequantized before.
 
     Parameters
     ----------
     self, other : tensors that broadcast (``.Scalar``: ``other`` is a number)
-        Not quantized.
+        Quantized or not.
 
     Returns
     -------
@@ -54,7 +67,7 @@ def _ops(
     Raises
     ------
     VerifyError
-        If an operand is quantized or the shapes do not broadcast.
+        If the shapes do not broadcast.
     """
     x = np.array([1, 2, np.nan], np.float32)
     case = "NaN is in no order"
@@ -101,7 +114,7 @@ def _logical(name: str, function: Callable[[Array, Array], Any], expected: list[
     return Op(
         name=f"aten::logical_{name}",
         reference=reference,
-        infer=_infer(f"logical_{name}"),
+        infer=_infer(f"logical_{name}", quantized=False),
         kernels=dict.fromkeys(ALL_ENGINES, reference),
         source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
         cases=(Case("values", operands, {}, expected, "NaN is true"),),

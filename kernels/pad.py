@@ -10,10 +10,10 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import Size, TensorType
+from refquant.kernels import quantize_per_tensor
 from refquant.kernels.checks import known_length
 from refquant.kernels.layout import c_order, channels_last, is_channels_last
 from refquant.kernels.movement import example, move, moved, movement
-from refquant.kernels.rounding import quantize_before
 
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -30,8 +30,8 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
     mode : str
         ``constant``, ``reflect`` (without the edge), ``replicate`` or ``circular``.
     value : float
-        The constant; a quantized tensor gets its quantized value (zero point added in float32
-        before rounding half to even).
+        The constant; a quantized tensor gets its quantized value, as by
+        ``aten::quantize_per_tensor``.
 
     Returns
     -------
@@ -50,7 +50,8 @@ def reference(x: Tensor, pad: tuple[int, ...], mode: str = "constant", value: fl
     fill: Any = value
     if isinstance(x, QTensor):
         real = np.array([value], np.float32)
-        fill = quantize_before(real, float(x.scale), int(x.zero_point), x.dtype)[0]
+        scale, zero_point = float(x.scale), int(x.zero_point)
+        fill = quantize_per_tensor.reference(real, scale, zero_point, x.dtype).int_repr[0]
 
     keeps_format = mode == "constant" or (mode != "circular" and not isinstance(x, QTensor))
 

@@ -10,8 +10,10 @@ from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import checks, rounding
-from refquant.kernels.jit import fma, jit
+from refquant.kernels.float_product import accumulate
+from refquant.kernels.jit import jit
 from refquant.kernels.products import check_equal, check_rank, joined
+from refquant.kernels.rounding_jit import half
 
 F32 = npt.NDArray[np.float32]
 COLUMNS, DEPTH = 32, 512  # of the blocks that fbgemm packs
@@ -103,20 +105,15 @@ def infer(x: TensorType, weight: TensorType, bias: TensorType | None) -> TensorT
 
 
 @jit
-def _accumulate(row: F32, factor: F32, start: int, end: int, first: int, total: F32) -> None:
-    """Add the products ``start`` to ``end`` of columns from ``first`` on, four at a time."""
-    k = start
-    while k + 4 <= end:
-        a, b, c, d = row[k], row[k + 1], row[k + 2], row[k + 3]
-        for n in range(total.size):
-            one = fma(a, factor[k, first + n], total[n])
-            two = fma(b, factor[k + 1, first + n], one)
-            total[n] = fma(d, factor[k + 3, first + n], fma(c, factor[k + 2, first + n], two))
-        k += 4
-    while k < end:
-        for n in range(total.size):
-            total[n] = fma(row[k], factor[k, first + n], total[n])
-        k += 1
+def _transpose(weight: F32, factor: F32) -> None:
+    """Round the weight and turn its rows into columns, in blocks that fit the cache."""
+    limit = np.float32(65504)
+    for first in range(0, weight.shape[0], 64):
+        for k in range(weight.shape[1]):
+            for n in range(first, min(first + 64, weight.shape[0])):
+                w = weight[n, k]
+                w = w if w > -limit else -limit  # also NaN
+                factor[k, n] = half(w if w < limit else limit)
 
 
 @jit
@@ -126,21 +123,23 @@ def _multiply(rows: F32, factor: F32, y: F32) -> None:
     part = np.empty(channels - whole, np.float32)
     for m in range(rows.shape[0]):
         y[m, :] = np.float32(0)
-        _accumulate(rows[m], factor, 0, depth, 0, y[m, :whole])
+        accumulate(rows[m], factor, 0, depth, 0, y[m, :whole])
         for start in range(0, depth, DEPTH):
             part[:] = np.float32(0)
-            _accumulate(rows[m], factor, start, min(start + DEPTH, depth), whole, part)
+            accumulate(rows[m], factor, start, min(start + DEPTH, depth), whole, part)
             for n in range(part.size):
                 y[m, whole + n] = np.float32(y[m, whole + n] + part[n])
 
 
 def kernel(x: F32, weight: F32, bias: F32 | None, target: Target = Target()) -> F32:
-    """Compute :func:`reference` in compiled loops over rows of the transposed weight."""
+    """Compute :func:`reference` in compiled loops."""
     _check(target)
     channels, depth = weight.shape
     rows = np.ascontiguousarray(x.reshape(-1, depth))
     y = np.empty((len(rows), channels), np.float32)
-    _multiply(rows, np.ascontiguousarray(rounding.half_saturated(weight).T), y)
+    factor = np.empty((depth, channels), np.float32)
+    _transpose(np.ascontiguousarray(weight), factor)
+    _multiply(rows, factor, y)
     if bias is not None:
         with np.errstate(invalid="ignore", over="ignore"):
             y += bias
@@ -176,6 +175,14 @@ OPS = (
             Case("ties", (_X, _TIES, None), {}, [[6152, -65504], [-6144, 196512]], "NaN: -65504"),
             Case("no_rows", (_X[:0], _WEIGHT, _BIAS), {}, np.zeros((0, 2)), "empty batch"),
         ),
+    ),
+    Op(
+        name="quantized::linear_dynamic_fp16_unpacked_weight",
+        reference=reference,
+        infer=infer,
+        kernels=dict.fromkeys(ENGINES, kernel),
+        source=_SOURCE,
+        cases=(Case("saturated", (_X, _WEIGHT, _BIAS), {}, _SATURATED, "rounded when it runs"),),
     ),
     Op(
         name="quantized::linear_relu_dynamic_fp16",

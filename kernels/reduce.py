@@ -9,10 +9,10 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
-from refquant.ir.qtensor import Array
+from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, bool_, int64
-from refquant.kernels.checks import dimension, known_length
+from refquant.kernels.checks import dimension, known_length, per_tensor
 from refquant.kernels.float_sum import sum_dims
 from refquant.kernels.movement import example, movement
 
@@ -129,10 +129,13 @@ def _extreme(name: str, function: Callable[..., Any], word: str) -> Op:
 
 
 def _extreme_of_dim(name: str, function: Callable[..., Any], word: str) -> Op:
-    def reference(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
-        at = np.asarray(function(x, axis=dim, keepdims=True), np.int64)
-        values = np.take_along_axis(x, at, dim)
-        return (values, at) if keepdim else (values.squeeze(dim), at.squeeze(dim))
+    def reference(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Any, Array]:
+        elements = x.int_repr if isinstance(x, QTensor) else x
+        at = np.ascontiguousarray(function(elements, axis=dim, keepdims=True), np.int64)
+        values = np.take_along_axis(np.ascontiguousarray(elements), at, dim)
+        if not keepdim:
+            values, at = values.squeeze(dim), at.squeeze(dim)
+        return (x.with_int_repr(values) if isinstance(x, QTensor) else values), at
 
     reference.__doc__ = f"""Return the {word} of a dimension and where it is.
 
@@ -140,8 +143,8 @@ def _extreme_of_dim(name: str, function: Callable[..., Any], word: str) -> Op:
 
     Parameters
     ----------
-    x : float or integer tensor
-        Any shape.
+    x : float or integer tensor, or QTensor quantized per tensor
+        Any shape; quantized values keep their parameters.
     dim : int
         The dimension; negative counts from the end.
     keepdim : bool
@@ -158,9 +161,10 @@ def _extreme_of_dim(name: str, function: Callable[..., Any], word: str) -> Op:
     """
 
     def infer(x: TensorType, dim: int, keepdim: bool = False) -> tuple[TensorType, TensorType]:
-        _plain(x, name)
+        if x.dtype.is_quantized:
+            per_tensor(name, x)
         shape = _reduced(x.shape, _axes(x.rank, dim, name), keepdim)
-        return TensorType(x.dtype, shape), TensorType(int64, shape)
+        return x.with_shape(shape), TensorType(int64, shape)
 
     x = np.array([[1, 3], [4, 4]], np.float32)
     expected = ([3, 4], [1, 0]) if name == "max" else ([1, 4], [0, 0])
@@ -346,8 +350,8 @@ def infer_cumsum(x: TensorType, dim: int) -> TensorType:
 
 
 def topk(
-    x: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[Array, Array]:
+    x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> tuple[Any, Array]:
     """Return the ``k`` largest (or smallest) elements of a dimension and where they are.
 
     Always sorted; among equal elements the first comes first, where torch's order is not
@@ -355,8 +359,8 @@ def topk(
 
     Parameters
     ----------
-    x : float or integer tensor
-        Any shape.
+    x : float or integer tensor, or QTensor quantized per tensor
+        Any shape; quantized values keep their parameters.
     k : int
         How many.
     dim : int
@@ -378,19 +382,22 @@ def topk(
     >>> topk(np.array([3, 9, 5]), 2)
     (array([9, 5]), array([1, 2]))
     """
-    keys = -x if largest and x.dtype.kind != "u" else x
+    elements = np.ascontiguousarray(x.int_repr if isinstance(x, QTensor) else x)
+    keys = elements
+    if largest:
+        keys = -elements if elements.dtype.kind == "f" else ~elements
     order = np.argsort(keys, axis=dim, kind="stable")
-    if largest and x.dtype.kind == "u":
-        order = np.argsort(np.iinfo(x.dtype).max - x, axis=dim, kind="stable")
-    first = np.take(order, range(k), axis=dim)
-    return np.take_along_axis(x, first, dim), first.astype(np.int64)
+    first = np.take(order, range(k), axis=dim).astype(np.int64)
+    values = np.take_along_axis(elements, first, dim)
+    return (x.with_int_repr(values) if isinstance(x, QTensor) else values), first
 
 
 def infer_topk(
     x: TensorType, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[TensorType, TensorType]:
     """Replace one length by ``k``."""
-    _plain(x, "topk")
+    if x.dtype.is_quantized:
+        per_tensor("topk", x)
     if x.dtype == bool_:
         raise VerifyError("topk: bool tensors have no order")
     at = dimension("topk", dim, x.rank)
@@ -398,7 +405,7 @@ def infer_topk(
     if not 0 <= k <= length:
         raise VerifyError(f"topk: k must be in [0, {length}], got {k}")
     shape = (*x.shape[:at], k, *x.shape[at + 1 :])
-    return TensorType(x.dtype, shape), TensorType(int64, shape)
+    return x.with_shape(shape), TensorType(int64, shape)
 
 
 def log_softmax(x: Array, dim: int) -> Array:

@@ -162,8 +162,12 @@ def nibble_after(x: np.float32, inverse: np.float32, zero_point: np.float32) -> 
 @jit
 def half(x: np.float32) -> np.float32:
     """Return a float32 number rounded to float16, half to even."""
-    if not abs(x) < np.float32(65520):
+    size = abs(x)
+    if not size < np.float32(65520):
         return np.float32(x * np.float32(np.inf))  # NaN stays NaN
-    exponent = max(math.frexp(np.float64(x))[1] - 1, -14)
-    unit = math.ldexp(1.0, exponent - 10)
-    return np.float32(np.rint(np.float64(x) / unit) * unit)
+    if size < np.float32(2.0**-14):  # a float16 of fixed point: so are float32 from 0.5 to 1
+        fixed = np.float32(np.float32(size + np.float32(0.5)) - np.float32(0.5))
+        return np.float32(math.copysign(fixed, x))
+    bits = np.int64(np.float32(x).view(np.uint32))
+    bits = bits + 0xFFF + (bits >> 13 & 1)
+    return np.uint32(bits & 0xFFFFE000).view(np.float32)
