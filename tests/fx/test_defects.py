@@ -179,7 +179,10 @@ CASES: dict[str, Callable[[], Case]] = {
         qat=True,
     ),
     "tuple-counts-as-tensor": lambda: Case(
-        Body(lambda s, x: s.first(x).view(x.size()[:-1] + (2, 2)), first=nn.Linear(4, 4)),
+        Body(
+            lambda s, x: s.first(x).view(x.size()[:-1] + (2, 2)),  # noqa: RUF005 the sum is meant
+            first=nn.Linear(4, 4),
+        ),
         lambda text: "(add" not in text,
         mapping=QConfigMapping().set_global(default_qconfig),
         calibrates=False,
