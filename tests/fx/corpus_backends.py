@@ -17,8 +17,6 @@ from torch.ao.quantization import (
     default_embedding_qat_qconfig,
     default_per_channel_qconfig,
     default_qconfig,
-    default_weight_observer,
-    get_default_qconfig_mapping,
 )
 from torch.ao.quantization.backend_config import (
     BackendConfig,
@@ -37,6 +35,9 @@ from torch.ao.quantization.backend_config.native import (
     get_test_only_legacy_native_backend_config,
 )
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
+from torch.ao.quantization.utils import MatchAllNode
+
+from refquant.ir.module import Module
 
 ROWS, IMAGE = (3, 8), (2, 4, 6, 6)
 CASES: dict[str, Case] = {}
@@ -124,9 +125,7 @@ for name, backend in BACKENDS.items():
 
 # ---- symmetric qnnpack
 
-SMALL = net(
-    lambda m, x: m.b(F.relu(m.a(x)) + 1.0), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 2, 1)
-)
+SMALL = net(lambda m, x: m.b(F.relu(m.a(x)) + 1.0), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 2, 1))
 QNNPACK: dict[str, Any] = {
     "per tensor": qconfigs.qnnpack_symmetric,
     "per channel": qconfigs.qnnpack_symmetric_per_channel,
@@ -180,7 +179,6 @@ _case(
     qconfig=qconfigs.only(default_embedding_qat_qconfig),
     backend=get_executorch_backend_config,
     mode="qat",
-    runs="torch.ao.nn.quantized.Embedding",
 )
 _case(
     "executorch function embedding",
@@ -193,7 +191,11 @@ _case(
 _case(
     "executorch: sub, pad, permute, concat, flatten",
     net(
-        lambda m, x: m.flat(torch.concat([torch.permute(F.pad(m.a(x) - x, (1, 1)), (0, 1, 3, 2)).reshape(2, 4, -1)] * 2, 1)),
+        lambda m, x: m.flat(
+            torch.concat(
+                [torch.permute(F.pad(m.a(x) - x, (1, 1)), (0, 1, 3, 2)).reshape(2, 4, -1)] * 2, 1
+            )
+        ),
         a=nn.Conv2d(4, 4, 1),
         flat=nn.Flatten(),
     ),
@@ -204,7 +206,9 @@ _case(
 )
 _case(
     "tensorrt addmm",
-    net(lambda m, x: torch.addmm(m.bias, x, m.weight), bias=torch.ones(4), weight=torch.ones(8, 4)),
+    net(
+        lambda m, x: torch.addmm(m.bias, x, m.weight), bias=torch.ones(4), weight=torch.ones(8, 4)
+    ),
     ROWS,
     qconfig=qconfigs.symmetric,
     backend=get_tensorrt_backend_config,
@@ -214,12 +218,19 @@ _case(
 # ---- the user's own
 
 QUINT8 = DTypeConfig(
-    input_dtype=torch.quint8, output_dtype=torch.quint8, weight_dtype=torch.qint8, bias_dtype=torch.float
+    input_dtype=torch.quint8,
+    output_dtype=torch.quint8,
+    weight_dtype=torch.qint8,
+    bias_dtype=torch.float,
 )
 PLAIN = DTypeConfig(input_dtype=torch.quint8, output_dtype=torch.quint8)
 NARROW = DTypeConfig(
-    input_dtype=DTypeWithConstraints(torch.quint8, quant_min_lower_bound=0, quant_max_upper_bound=127),
-    output_dtype=DTypeWithConstraints(torch.quint8, quant_min_lower_bound=0, quant_max_upper_bound=127),
+    input_dtype=DTypeWithConstraints(
+        torch.quint8, quant_min_lower_bound=0, quant_max_upper_bound=127
+    ),
+    output_dtype=DTypeWithConstraints(
+        torch.quint8, quant_min_lower_bound=0, quant_max_upper_bound=127
+    ),
     weight_dtype=DTypeWithConstraints(torch.qint8, scale_min_lower_bound=2**-12),
     bias_dtype=torch.float,
 )
@@ -236,8 +247,48 @@ def _linear_pattern(dtypes: Any) -> BackendPatternConfig:
     )
 
 
-def _fuse_linear_relu(is_qat: bool, linear: nn.Module, relu: nn.Module) -> nn.Module:
-    return torch.ao.nn.intrinsic.LinearReLU(linear, relu)
+def _fuse(is_qat: bool, *parts: Any) -> Any:
+    """Fuse torch's modules, and ours: a fuser of the user is called with either."""
+    first, second = parts
+    if isinstance(first, nn.Module):
+        return torch.ao.nn.intrinsic.LinearReLU(first, second)
+    named = {"0": first, "1": second}
+    return Module("torch.ao.nn.intrinsic.LinearReLU", {}, {}, named, True)
+
+
+def own_fuser() -> BackendConfig:
+    """A pair with a fuser of its own, a wildcard, and getters for the root and the rest."""
+
+    def fuse_with_add(is_qat: bool, add: Any, linear: Any, other: Any) -> Any:
+        return linear
+
+    def root(matched: Any) -> Any:
+        return matched[1]
+
+    def rest(matched: Any) -> list[Any]:
+        return []
+
+    dropped = (
+        BackendPatternConfig()
+        ._set_pattern_complex_format((torch.sub, nn.Linear, MatchAllNode))
+        .set_dtype_configs([QUINT8])
+        .set_fuser_method(fuse_with_add)
+        ._set_root_node_getter(root)
+        ._set_extra_inputs_getter(rest)
+    )
+    pair = (
+        BackendPatternConfig((nn.Linear, nn.ReLU))
+        .add_dtype_config(QUINT8)
+        .set_fuser_method(_fuse)
+        .set_fused_module(torch.ao.nn.intrinsic.LinearReLU)
+    )
+    fused = (
+        BackendPatternConfig(torch.ao.nn.intrinsic.LinearReLU)
+        .add_dtype_config(QUINT8)
+        .set_root_module(nn.Linear)
+        .set_reference_quantized_module(torch.ao.nn.quantized.reference.Linear)
+    )
+    return own_linear().set_backend_pattern_configs([pair, fused, dropped])
 
 
 def own_linear() -> BackendConfig:
@@ -275,7 +326,8 @@ def own_functions() -> BackendConfig:
 
 OWN_MODEL = net(
     lambda m, x: torch.amax(
-        F.linear(F.relu(torch.div(torch.sub(m.linear(x), 1.0), x)).softmax(1) @ m.other, m.weight), 1
+        F.linear(F.relu(torch.div(torch.sub(m.linear(x), 1.0), x)).softmax(1) @ m.other, m.weight),
+        1,
     ),
     linear=nn.Linear(8, 8),
     other=torch.ones(8, 8),
@@ -296,6 +348,18 @@ _case(
     qconfig=qconfigs.per_tensor,
     backend=own_linear,
     runs=SUMS_FLOATS,
+)
+_case(
+    "own back-end: fusers and getters",
+    net(
+        lambda m, x: torch.sub(m.b(m.relu(m.a(x))), x),
+        a=nn.Linear(8, 4),
+        b=nn.Linear(4, 8),
+        relu=nn.ReLU(),
+    ),
+    ROWS,
+    qconfig=qconfigs.per_tensor,
+    backend=own_fuser,
 )
 _case(
     "own back-end, trained",
@@ -332,7 +396,10 @@ _case(
     nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)),
     ROWS,
     qconfig=qconfigs.only(
-        QConfig(MinMaxObserver.with_args(dtype=torch.quint8), MinMaxObserver.with_args(dtype=torch.quint8))
+        QConfig(
+            MinMaxObserver.with_args(dtype=torch.quint8),
+            MinMaxObserver.with_args(dtype=torch.quint8),
+        )
     ),
     backend=get_native_backend_config,
     runs=SUMS_FLOATS,
@@ -358,11 +425,12 @@ _case(
     "object type mapping for a back-end's function",
     OWN_MODEL,
     ROWS,
-    qconfig=lambda: QConfigMapping()
-    .set_global(default_qconfig)
-    .set_object_type(torch.sub, None)
-    .set_object_type("softmax", None),
+    qconfig=lambda: (
+        QConfigMapping()
+        .set_global(default_qconfig)
+        .set_object_type(torch.sub, None)
+        .set_object_type("softmax", None)
+    ),
     backend=own_functions,
     runs=SUMS_FLOATS,
 )
-_ = default_weight_observer, get_default_qconfig_mapping, _fuse_linear_relu

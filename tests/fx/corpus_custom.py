@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from flow import SUMS_FLOATS, Case, net, quantized
 from torch import nn
-from torch.ao.quantization import QConfigMapping, default_per_channel_qconfig, default_qconfig
+from torch.ao.quantization import QConfigMapping, default_per_channel_qconfig
 from torch.ao.quantization.backend_config import get_fbgemm_backend_config
 from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareCustomConfig
 
@@ -57,7 +57,9 @@ for name, model, given, indexes in (
     ("a dict, another index", DICT, (IMAGE, IMAGE), ((), (1,))),
 ):
     inputs, outputs = indexes
-    options = {} if not inputs else {"run_inputs": tuple(Q if i in inputs else IMAGE for i in (0, 1))}
+    options = (
+        {} if not inputs else {"run_inputs": tuple(Q if i in inputs else IMAGE for i in (0, 1))}
+    )
     _case(f"quantized: {name}", model, *given, prepare_custom=_indexes(*indexes), **options)
 _case(
     "quantized: an input to ops that share its observer",
@@ -212,7 +214,13 @@ STANDALONE: dict[str, Any] = {
     "with quantized input and output": _standalone("class", qconfigs.static, _indexes((0,), (0,))),
 }
 for name, custom in STANDALONE.items():
-    _case(f"standalone {name}", PARENT, IMAGE, prepare_custom=custom, runs=SUMS_FLOATS if "float" in name else "")
+    _case(
+        f"standalone {name}",
+        PARENT,
+        IMAGE,
+        prepare_custom=custom,
+        runs=SUMS_FLOATS if "float" in name else "",
+    )
 _case(
     "standalone, trained",
     PARENT,
@@ -479,4 +487,3 @@ _case(
     raises={"calibrated": "attention"},
     defects=frozenset({"observed-tuple"}),
 )
-_ = default_qconfig, SUMS_FLOATS

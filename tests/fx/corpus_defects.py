@@ -7,15 +7,12 @@ from typing import Any
 import qconfigs
 import torch
 import torch.nn.functional as F
-from flow import FORMS, SUMS_FLOATS, Case, net
+from flow import SUMS_FLOATS, Case, net
 from torch import nn
 from torch.ao.quantization import (
     MinMaxObserver,
     QConfig,
-    QConfigMapping,
     default_dynamic_qconfig,
-    default_qconfig,
-    default_weight_observer,
 )
 from torch.ao.quantization.backend_config import get_onednn_backend_config
 
@@ -25,9 +22,7 @@ CASES: dict[str, Case] = {}
 
 def _case(name: str, model: nn.Module, *inputs: Any, defects: str = "", **options: Any) -> None:
     options.setdefault("qconfigs", qconfigs.static)
-    CASES[f"defect: {name}"] = Case(
-        model, inputs, defects=frozenset(defects.split()), **options
-    )
+    CASES[f"defect: {name}"] = Case(model, inputs, defects=frozenset(defects.split()), **options)
 
 
 _case(
@@ -38,9 +33,7 @@ _case(
 )
 _case(
     "a shared module, relu after one call",
-    net(
-        lambda m, x: m.relu(m.conv(m.conv(x))), conv=nn.Conv2d(4, 4, 1), relu=nn.ReLU()
-    ),
+    net(lambda m, x: m.relu(m.conv(m.conv(x))), conv=nn.Conv2d(4, 4, 1), relu=nn.ReLU()),
     IMAGE,
     defects="shared-module-fusion",
 )
@@ -123,7 +116,7 @@ class Heads(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.linear(x)
-        shape = x.size()[:-1] + (2, 4)
+        shape = x.size()[:-1] + (2, 4)  # noqa: RUF005
         return x.view(shape).permute(0, 2, 1, 3)
 
 
@@ -139,7 +132,11 @@ _case(
 )
 _case(
     "max_pool with indices",
-    net(lambda m, x: m.pool(m.a(x))[0], a=nn.Conv2d(4, 4, 1), pool=nn.MaxPool2d(2, return_indices=True)),
+    net(
+        lambda m, x: m.pool(m.a(x))[0],
+        a=nn.Conv2d(4, 4, 1),
+        pool=nn.MaxPool2d(2, return_indices=True),
+    ),
     IMAGE,
     defects="observed-tuple",
     raises={"calibrated": "pool"},
@@ -196,14 +193,20 @@ _case(
     IMAGE,
     raises={"lowered": "conv"},
 )
+
+
+def _then(op: Any) -> nn.Module:
+    return net(lambda m, x: op(m.first(x)), first=nn.Linear(8, 4))
+
+
 for name, op in {"leaky_relu": lambda x: F.leaky_relu(x, 0.1), "tanh": torch.tanh}.items():
     _case(
         f"onednn, function {name}",
-        (lambda op: net(lambda m, x: op(m.linear(x)), linear=nn.Linear(8, 4)))(op),
+        _then(op),
         ROWS,
         qconfigs=qconfigs.per_tensor,
         backend=get_onednn_backend_config,
-        raises={"prepared": "linear"},
+        raises={"prepared": "first"},
     )
 _case(
     "onednn, its default mapping with Linear and Tanh",
@@ -213,13 +216,8 @@ _case(
     backend=get_onednn_backend_config,
     raises={"prepared": "linear"},
 )
-for name, method in {"sigmoid_": "sigmoid_", "tanh_": "tanh_"}.items():
-    _case(
-        f"{name} in place",
-        (lambda method: net(lambda m, x: getattr(m.a(x), method)(), a=nn.Conv2d(4, 4, 1)))(method),
-        IMAGE,
-        raises={"run": ""},
-    )
+for name, op in {"sigmoid": lambda x: x.sigmoid_(), "tanh": lambda x: x.tanh_()}.items():
+    _case(f"{name}_ in place", _then(op), ROWS, raises={"run": ""})
 _case(
     "qint8 activations on qnnpack",
     nn.Sequential(nn.Conv2d(4, 4, 1)),
@@ -229,4 +227,3 @@ _case(
     engine="qnnpack",
     raises={"run": "qint8"},
 )
-_ = FORMS, QConfigMapping, default_qconfig, default_weight_observer

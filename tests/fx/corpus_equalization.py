@@ -24,7 +24,11 @@ def everywhere() -> QConfigMapping:
 
 
 def _case(name: str, model: nn.Module, *inputs: Any, **options: Any) -> None:
-    defaults: dict[str, Any] = {"qconfigs": qconfigs.per_tensor, "equalization": everywhere, "fill": False}
+    defaults: dict[str, Any] = {
+        "qconfigs": qconfigs.per_tensor,
+        "equalization": everywhere,
+        "fill": False,
+    }
     CASES[f"equalization: {name}"] = Case(model, inputs, **{**defaults, **options})
 
 
@@ -72,13 +76,21 @@ _case("linear and relu", nn.Sequential(LINEAR[0], nn.ReLU(), BEHIND[0], nn.ReLU(
 for rank, conv in {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}.items():
     first, second = layer(conv(2, 4, 1)), layer(conv(4, 8, 1), True, 0.7)
     _case(f"conv{rank}d", nn.Sequential(first, nn.ReLU(), second), powers(2, *(3,) * rank))
-_case("conv2d, no relu", nn.Sequential(layer(nn.Conv2d(2, 4, 1)), layer(nn.Conv2d(4, 8, 1))), powers(2, 2, 2))
+_case(
+    "conv2d, no relu",
+    nn.Sequential(layer(nn.Conv2d(2, 4, 1)), layer(nn.Conv2d(4, 8, 1))),
+    powers(2, 2, 2),
+)
 
 
 def _functions(kind: Any) -> nn.Module:
     """Weights of functions, as parameters or buffers."""
     model = net(lambda m, x: F.linear(F.relu(F.linear(x, m.a, m.bias)), m.b))
-    for name, value in (("a", weights(4, 2)), ("b", weights(8, 4, True)), ("bias", torch.zeros(4))):
+    for name, value in (
+        ("a", weights(4, 2)),
+        ("b", weights(8, 4, True)),
+        ("bias", torch.zeros(4)),
+    ):
         kind(model, name, value)
     return model
 

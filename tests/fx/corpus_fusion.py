@@ -56,9 +56,7 @@ _all_modes(
     (3, 5),
 )
 _all_modes("linear bn", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), (3, 5))
-_all_modes(
-    "linear bn relu", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU()), (3, 5)
-)
+_all_modes("linear bn relu", nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU()), (3, 5))
 for rank in (2, 3):
     name = f"bn{rank}d relu"
     model = nn.Sequential(NORM[rank](3), nn.ReLU(), CONV[rank](3, 2, 1))
@@ -237,4 +235,56 @@ CASES["onednn conv add of a number"] = Case(
     qconfigs.static,
     backend=ONEDNN,
     raises={"prepared": ""},
+)
+CASES["onednn overlapping conv adds"] = Case(
+    net(
+        lambda m, x: (lambda y: m.b(y) + y)(m.a(x) + x),
+        a=nn.Conv2d(3, 3, 1),
+        b=nn.Conv2d(3, 3, 1),
+    ),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    engine="onednn",
+    runs="ConvAdd",
+)
+CASES["onednn two convs to add"] = Case(
+    net(
+        lambda m, x: torch.relu(m.a(x) + m.b(x)) + m.c(x),
+        a=nn.Conv2d(3, 3, 1),
+        b=nn.Conv2d(3, 3, 1),
+        c=nn.Conv2d(3, 3, 1),
+    ),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    engine="onednn",
+    runs="ConvAdd",
+)
+# The convolution is left and right operand: torch loses one of them.
+CASES["onednn conv added to itself"] = Case(
+    net(lambda m, x: (lambda y: y + y)(m.conv(x)), conv=nn.Conv2d(3, 3, 1)),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    raises={"prepared": "add"},
+)
+CASES["onednn conv bn added to itself"] = Case(
+    net(
+        lambda m, x: (lambda y: y + y)(m.bn(m.conv(x))),
+        conv=nn.Conv2d(3, 3, 1),
+        bn=nn.BatchNorm2d(3),
+    ),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    raises={"prepared": "add"},
+)
+CASES["onednn shared conv, one call added to"] = Case(
+    net(lambda m, x: torch.add(m.conv(F.relu(m.conv(x))), x), conv=nn.Conv2d(3, 3, 1)),
+    (IMAGE,),
+    qconfigs.static,
+    backend=ONEDNN,
+    raises={"calibrated": "ConvAdd2d"},
+    defects=frozenset({"shared-module-fusion"}),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import qconfigs
@@ -24,11 +26,11 @@ from torch.ao.quantization import (
     default_dynamic_qconfig,
     default_observer,
     default_per_channel_qconfig,
-    default_per_channel_weight_observer,
     default_qat_qconfig,
     default_qconfig,
     default_weight_observer,
     float16_static_qconfig,
+    get_default_qat_qconfig_mapping,
     get_default_qconfig_mapping,
 )
 
@@ -37,7 +39,7 @@ CASES: dict[str, Case] = {}
 
 
 def _linear(*sizes: int) -> nn.Module:
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
 
 
 def _case(name: str, model: nn.Module, *inputs: Any, qconfig: Any, **options: Any) -> None:
@@ -65,7 +67,10 @@ WHOLE: dict[str, Any] = {
     "recording": qconfigs.only(default_debug_qconfig),
     "None": qconfigs.only(None),
     "empty": QConfigMapping,
-    "as a dict": lambda: {"": default_qconfig, "object_type": [(F.linear, default_per_channel_qconfig)]},
+    "as a dict": lambda: {
+        "": default_qconfig,
+        "object_type": [(F.linear, default_per_channel_qconfig)],
+    },
     "affine weight": qconfigs.only(
         QConfig(default_observer, MinMaxObserver.with_args(dtype=torch.qint8))
     ),
@@ -84,9 +89,7 @@ WHOLE: dict[str, Any] = {
         )
     ),
     "histogram of few bins": qconfigs.only(
-        QConfig(
-            HistogramObserver.with_args(bins=64, dtype=torch.quint8), default_weight_observer
-        )
+        QConfig(HistogramObserver.with_args(bins=64, dtype=torch.quint8), default_weight_observer)
     ),
     "qint8 activations": qconfigs.symmetric,
     "quint8 symmetric activations": qconfigs.only(
@@ -112,7 +115,6 @@ LEFT_FLOAT = frozenset({"float-module-between-quantizers"})
 OPTIONS: dict[str, dict[str, Any]] = {
     "dynamic float16": {
         "raises": {"decomposed": "activation_post_process_0"},
-        "runs": "dynamic Linear with float16",
     },
     "weight only": {"raises": {"prepared": "last"}},
     "activation only": {"raises": {"prepared": "last"}},
@@ -173,6 +175,24 @@ _case(
     runs=SUMS_FLOATS,
 )
 
+_case(
+    "trained, another qconfig for a type",
+    nn.Sequential(nn.Linear(8, 8), nn.Conv1d(3, 3, 1)),
+    (2, 3, 8),
+    qconfig=qconfigs.changed(
+        qconfigs.only(default_qat_qconfig),
+        lambda m: m.set_object_type(
+            nn.Linear,
+            QConfig(
+                FakeQuantize.with_args(observer=MinMaxObserver, quant_min=0, quant_max=63),
+                default_qat_qconfig.weight,
+            ),
+        ),
+    ),
+    mode="qat",
+    steps=1,
+)
+
 # ---- levels and priorities
 
 INNER = net(
@@ -187,7 +207,10 @@ TREE = net(
     head=nn.Linear(8, 3),
 )
 FIRST, SECOND = default_qconfig, default_per_channel_qconfig
-THIRD = QConfig(MinMaxObserver.with_args(quant_min=0, quant_max=63, dtype=torch.quint8), default_weight_observer)
+THIRD = QConfig(
+    MinMaxObserver.with_args(quant_min=0, quant_max=63, dtype=torch.quint8),
+    default_weight_observer,
+)
 
 
 def _levels(name: str, change: Any, **options: Any) -> None:
@@ -210,30 +233,39 @@ _levels(
 )
 _levels("name", lambda m: m.set_module_name("block.a.linear", SECOND))
 _levels("name of a container", lambda m: m.set_module_name("block.a", None))
-_levels("name of a container and of a child", lambda m: m.set_module_name("block", None).set_module_name("block.b.0", SECOND))
+_levels(
+    "name of a container and of a child",
+    lambda m: m.set_module_name("block", None).set_module_name("block.b.0", SECOND),
+)
 _levels(
     "order",
     lambda m: m.set_module_name_object_type_order("block.a", nn.Linear, 1, SECOND),
 )
 _levels(
     "order at the top and of functions",
-    lambda m: m.set_module_name_object_type_order("", nn.Linear, 1, None)
-    .set_module_name_object_type_order("block.a", F.relu, 0, THIRD)
-    .set_module_name_object_type_order("", torch.ops.aten.mul, 0, None),
+    lambda m: (
+        m.set_module_name_object_type_order("", nn.Linear, 1, None)
+        .set_module_name_object_type_order("block.a", F.relu, 0, THIRD)
+        .set_module_name_object_type_order("", torch.ops.aten.mul, 0, None)
+    ),
 )
 _levels(
     "all five",
-    lambda m: m.set_object_type(nn.Linear, SECOND)
-    .set_module_name_regex("block", THIRD)
-    .set_module_name("block.a.other", None)
-    .set_module_name("head", SECOND)
-    .set_module_name_object_type_order("block.a", nn.Linear, 0, FIRST),
+    lambda m: (
+        m.set_object_type(nn.Linear, SECOND)
+        .set_module_name_regex("block", THIRD)
+        .set_module_name("block.a.other", None)
+        .set_module_name("head", SECOND)
+        .set_module_name_object_type_order("block.a", nn.Linear, 0, FIRST)
+    ),
 )
 _levels(
     "dynamic in one part, static in another",
-    lambda m: m.set_global(None)
-    .set_module_name("block.a", default_dynamic_qconfig)
-    .set_module_name("head", default_qconfig),
+    lambda m: (
+        m.set_global(None)
+        .set_module_name("block.a", default_dynamic_qconfig)
+        .set_module_name("head", default_qconfig)
+    ),
 )
 _levels("global None, one name", lambda m: m.set_global(None).set_module_name("first", SECOND))
 _levels(
@@ -249,7 +281,8 @@ _case(
     ),
     ROWS,
     qconfig=qconfigs.changed(
-        qconfigs.static, lambda m: m.set_object_type("permute", None).set_object_type("sigmoid", None)
+        qconfigs.static,
+        lambda m: m.set_object_type("permute", None).set_object_type("sigmoid", None),
     ),
     runs=SUMS_FLOATS,
 )
@@ -288,7 +321,13 @@ def _with_attributes() -> nn.Module:
 
 
 for name, mapping in {"global": qconfigs.per_tensor, "empty": QConfigMapping}.items():
-    _case(f"qconfig attributes, {name} mapping", _with_attributes(), ROWS, qconfig=mapping, runs=SUMS_FLOATS)
+    _case(
+        f"qconfig attributes, {name} mapping",
+        _with_attributes(),
+        ROWS,
+        qconfig=mapping,
+        runs=SUMS_FLOATS,
+    )
 _case(
     "qconfig attributes, trained",
     _with_attributes(),
@@ -368,7 +407,6 @@ _case(
     ROWS,
     qconfig=qconfigs.dynamic_float16,
     raises={"decomposed": "activation_post_process"},
-    runs="torch.ops.quantized.linear_dynamic_fp16",
 )
 _case(
     "dynamic convolutions stay reference modules",
@@ -383,7 +421,6 @@ _case(
     ROWS,
     qconfig=qconfigs.dynamic,
     engine="qnnpack",
-    runs="no kernel for engine qnnpack",
 )
 _case(
     "placeholder activations",
@@ -393,9 +430,31 @@ _case(
     runs=SUMS_FLOATS,
 )
 
+for name, mapping in {"static": qconfigs.static, "dynamic": qconfigs.dynamic}.items():
+    _case(f"never calibrated, {name}", MIXED, ROWS, qconfig=mapping, batches=0)
+_case("calibrated once", MIXED, ROWS, qconfig=qconfigs.histogram, batches=1)
+_case(
+    "weights of functions, observed once more in convert",
+    MIXED,
+    ROWS,
+    qconfig=qconfigs.only(
+        QConfig(
+            default_observer,
+            MovingAverageMinMaxObserver.with_args(
+                dtype=torch.qint8, qscheme=torch.per_tensor_symmetric
+            ),
+        )
+    ),
+    mode="qat",
+    steps=2,
+)
+
 # ---- the mapping of convert
 
-SAME = qconfigs.changed(qconfigs.per_tensor, lambda m: m.set_module_name("block.a", SECOND).set_object_type(nn.Linear, FIRST))
+SAME = qconfigs.changed(
+    qconfigs.per_tensor,
+    lambda m: m.set_module_name("block.a", SECOND).set_object_type(nn.Linear, FIRST),
+)
 
 
 def _converted(name: str, change: Any, **options: Any) -> None:
@@ -414,7 +473,9 @@ _converted("a name None", lambda m: m.set_module_name("block.a", None))
 _converted("a type None", lambda m: m.set_object_type(nn.Linear, None))
 _converted("more names None", lambda m: m.set_module_name("head", None))
 _converted("a regex None", lambda m: m.set_module_name_regex("block.b", None))
-_converted("an operator None", lambda m: m.set_object_type(F.relu, None).set_object_type(torch.mul, None))
+_converted(
+    "an operator None", lambda m: m.set_object_type(F.relu, None).set_object_type(torch.mul, None)
+)
 _converted(
     "an order None", lambda m: m.set_module_name_object_type_order("block.a", nn.Linear, 0, None)
 )
@@ -451,7 +512,9 @@ _case(
     runs=SUMS_FLOATS,
 )
 _case("qconfigs kept", MIXED, ROWS, qconfig=qconfigs.per_tensor, remove_qconfig=False)
-_case("original weights kept", MIXED, ROWS, qconfig=qconfigs.per_tensor, keep_original_weights=True)
+_case(
+    "original weights kept", MIXED, ROWS, qconfig=qconfigs.per_tensor, keep_original_weights=True
+)
 _case(
     "default mappings of all engines: qnnpack",
     nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2)),
@@ -469,7 +532,6 @@ for version in (0, 1):
         f"default mappings of all engines: qnnpack, trained, version {version}",
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Linear(4, 2)),
         IMAGE,
-        qconfig=lambda: torch.ao.quantization.get_default_qat_qconfig_mapping("qnnpack", version),
+        qconfig=partial(get_default_qat_qconfig_mapping, "qnnpack", version),
         mode="qat",
     )
-_ = default_per_channel_weight_observer

@@ -1,4 +1,4 @@
-"""One operator or a few: weighted, binary, sharing, with fixed qparams, and the rest."""
+"""Operators: binary, sharing their observer, with fixed qparams, norms, shapes, and the rest."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 import qconfigs
 import torch
 import torch.nn.functional as F
-from flow import SUMS_FLOATS, Case, indices, mask, net
+from corpus_layers import CONV, IMAGE, ROWS, SHAPES
+from flow import SUMS_FLOATS, Case, mask, net
 from torch import nn
 from torch.ao.quantization import (
     QConfig,
     default_observer,
     default_per_channel_weight_observer,
 )
-
-IMAGE = (2, 4, 6, 6)
-SHAPES = {1: (2, 4, 8), 2: IMAGE, 3: (2, 4, 4, 4, 4)}
-ROWS = (3, 8)
 
 CASES: dict[str, Case] = {}
 
@@ -46,183 +43,6 @@ def _alone(name: str, op: Callable[..., Any], *inputs: Any, **options: Any) -> N
 def _applied(op: Callable[..., Any]) -> Callable[..., Any]:
     return lambda m, x: op(x)
 
-
-# ---- weighted modules and functions
-
-CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-CONV_FUNCTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-TRANSPOSED_FUNCTION = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-RELUS = {"F.relu": F.relu, "nn.ReLU": nn.ReLU(), "torch.relu": torch.relu}
-
-
-def _conv_function(rank: int, relu: Any, bias: bool) -> nn.Module:
-    function, ints = CONV_FUNCTION[rank], (1,) * rank
-    zeros, parts = (0,) * rank, {"relu": relu} if isinstance(relu, nn.Module) else {}
-
-    def forward(m: Any, x: Any) -> Any:
-        made = function(x, m.weight, m.bias if bias else None, ints, zeros, ints, 1)
-        return made if relu is None else (m.relu if parts else relu)(made)
-
-    def without_bias(m: Any, x: Any) -> Any:
-        return forward(m, x)
-
-    weight = torch.ones(4, 4, *(3,) * rank)
-    return net(without_bias, weight=weight, bias=torch.ones(4), **parts)
-
-
-def _conv_transpose_function(rank: int) -> nn.Module:
-    function, ones, zeros = TRANSPOSED_FUNCTION[rank], (1,) * rank, (0,) * rank
-    return net(
-        lambda m, x: F.relu(function(x, m.weight, m.bias, ones, zeros, zeros, 1, ones)),
-        weight=torch.ones(4, 6, *(3,) * rank),
-        bias=torch.ones(6),
-    )
-
-
-for rank, shape in SHAPES.items():
-    geometry: dict[str, Any] = {"stride": 2, "padding": 1, "groups": 2}
-    _case(f"conv{rank}d", nn.Sequential(CONV[rank](4, 6, 3, **geometry)), shape)
-    up = TRANSPOSED[rank](4, 6, 3, stride=2, output_padding=1, groups=2)
-    _case(f"conv_transpose{rank}d", nn.Sequential(up, nn.ReLU()), shape)
-    for what, relu in {"": None, **RELUS}.items():
-        name = f"F.conv{rank}d {what}".rstrip()
-        _case(name, _conv_function(rank, relu, bias=what != "F.relu"), shape)
-    _case(f"F.conv_transpose{rank}d", _conv_transpose_function(rank), shape)
-_case(
-    "conv2d reflected",
-    nn.Sequential(nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect")),
-    IMAGE,
-)
-_case(
-    "F.conv1d with plain numbers",
-    net(
-        lambda m, x: F.conv1d(x, m.weight, m.bias, 2, 1, 1, 2),
-        weight=torch.ones(2, 2, 3),
-        bias=torch.ones(2),
-    ),
-    SHAPES[1],
-)
-_case("linear", nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3, bias=False)), ROWS)
-_case("linear of three dimensions", nn.Sequential(nn.Linear(8, 4)), (2, 3, 8))
-
-
-def _linear_function(relu: Any) -> nn.Module:
-    return net(
-        lambda m, x: relu(F.linear(x, m.weight, m.bias)),
-        weight=torch.ones(4, 8),
-        bias=torch.ones(4),
-    )
-
-
-_case("F.linear", _linear_function(lambda y: y), ROWS)
-_case("F.linear F.relu", _linear_function(F.relu), ROWS)
-_case("F.linear torch.relu", _linear_function(torch.relu), ROWS)
-_case(
-    "F.linear with keywords and nn.ReLU",
-    net(
-        lambda m, x: m.relu(F.linear(x, m.weight, bias=m.bias)),
-        weight=torch.ones(4, 8),
-        bias=torch.ones(4),
-        relu=nn.ReLU(),
-    ),
-    ROWS,
-)
-_case(
-    "F.linear in a submodule, weight of another",
-    net(
-        lambda m, x: F.linear(m.inner(x), m.inner.other.weight),
-        inner=net(
-            lambda m, x: F.linear(x, m.weight),
-            weight=torch.ones(8, 8),
-            other=nn.Linear(8, 4),
-        ),
-    ),
-    ROWS,
-)
-_case(
-    "F.linear with a computed weight",
-    net(
-        lambda m, x: F.linear(x, (m.weight * 0.5).t() + 1.0, m.bias),
-        weight=torch.ones(8, 4),
-        bias=torch.ones(4),
-    ),
-    ROWS,
-)
-_case(
-    "F.linear twice with one weight",
-    net(lambda m, x: F.linear(F.linear(x, m.weight), m.weight), weight=torch.ones(8, 8)),
-    ROWS,
-)
-_case(
-    "F.linear with a weight from the input",
-    net(lambda m, x, w: F.linear(x, w)),
-    ROWS,
-    (4, 8),
-    runs="linear_prepack",
-)
-_case("embedding", nn.Sequential(nn.Embedding(12, 8)), indices(12, 3, 4), qconfig=qconfigs.embedding, runs="torch.ao.nn.quantized.Embedding")
-_case(
-    "embedding bag",
-    net(lambda m, x, o: m.bag(x, o), bag=nn.EmbeddingBag(12, 8, mode="sum", include_last_offset=True)),
-    indices(12, 6),
-    lambda generator: torch.tensor([0, 2, 6]),
-    qconfig=qconfigs.embedding,
-    runs="torch.ao.nn.quantized.EmbeddingBag",
-)
-_case(
-    "embedding bag 4 bit",
-    net(lambda m, x, o: m.bag(x, o), bag=nn.EmbeddingBag(12, 8, mode="sum", include_last_offset=True)),
-    indices(12, 6),
-    lambda generator: torch.tensor([0, 2, 6]),
-    qconfig=qconfigs.embedding_4bit,
-    runs="torch.ao.nn.quantized.EmbeddingBag",
-)
-_case(
-    "embedding 4 bit", nn.Sequential(nn.Embedding(12, 8)), indices(12, 3), qconfig=qconfigs.embedding_4bit, runs="torch.ao.nn.quantized.Embedding"
-)
-_case(
-    "embedding, trained",
-    nn.Sequential(nn.Embedding(12, 8)),
-    indices(12, 3),
-    qconfig=qconfigs.embedding_qat,
-    mode="qat",
-    runs="torch.ao.nn.quantized.Embedding",
-)
-_case(
-    "embedding statically is left alone",
-    nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 4)),
-    indices(12, 3),
-)
-
-# ---- recurrent, dynamically
-
-FLOAT16: dict[str, Any] = {
-    "raises": {"decomposed": "activation_post_process_0"},
-    "runs": "a recurrent module with float16 weights",
-}
-
-for kind in (nn.LSTM, nn.GRU):
-    layers = 2 if kind is nn.LSTM else 1
-    module = kind(4, 3, num_layers=layers, bidirectional=layers == 2)
-    name = kind.__name__.lower()
-    model = net(lambda m, x: m.rnn(x)[0], rnn=module)
-    _case(f"{name}, dynamic", model, (5, 2, 4), qconfig=qconfigs.dynamic)
-    _case(f"{name}, dynamic float16", model, (5, 2, 4), qconfig=qconfigs.dynamic_float16, **FLOAT16)
-for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
-    name = kind.__name__.lower()
-    model = net(lambda m, x: m.cell(x), cell=kind(4, 3))
-    _case(f"{name}, dynamic", model, (2, 4), qconfig=qconfigs.dynamic)
-    _case(f"{name}, dynamic float16", model, (2, 4), qconfig=qconfigs.dynamic_float16, **FLOAT16)
-_case(
-    "lstm with a state, dynamic",
-    net(lambda m, x, h, c: m.rnn(x, (h, c)), rnn=nn.LSTM(4, 3, batch_first=True)),
-    (2, 5, 4),
-    (1, 2, 3),
-    (1, 2, 3),
-    qconfig=qconfigs.dynamic,
-)
-_case("lstm statically is left alone", net(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 3)), (5, 2, 4), runs=SUMS_FLOATS)
 
 # ---- binary
 
@@ -263,13 +83,26 @@ _case(
     net(lambda m, x: (lambda y: y + y)(m.a(x)), a=nn.Conv2d(4, 4, 1)),
     IMAGE,
 )
-_alone("torch.matmul", lambda m, x, y: torch.matmul(x, y.transpose(1, 2)), (2, 3, 8), (2, 5, 8), runs="quantized::matmul")
-_alone("operator.matmul is left alone", lambda m, x, y: (x + 0.5) @ y, (3, 8), (8, 2), runs=SUMS_FLOATS)
+_alone(
+    "torch.matmul",
+    lambda m, x, y: torch.matmul(x, y.transpose(1, 2)),
+    (2, 3, 8),
+    (2, 5, 8),
+)
+_alone(
+    "operator.matmul is left alone",
+    lambda m, x, y: (x + 0.5) @ y,
+    (3, 8),
+    (8, 2),
+    runs=SUMS_FLOATS,
+)
 _between("torch.sub and div are left alone", lambda x: torch.div(torch.sub(x, 0.5), 3.0))
 _case(
     "FloatFunctional",
     net(
-        lambda m, x: m.f.cat([m.g.add_relu(m.a(x), x), m.h.mul_scalar(m.i.mul(x, m.j.add(x, x)), 0.5)], 1),
+        lambda m, x: m.f.cat(
+            [m.g.add_relu(m.a(x), x), m.h.mul_scalar(m.i.mul(x, m.j.add(x, x)), 0.5)], 1
+        ),
         a=nn.Conv2d(4, 4, 1),
         **{name: torch.ao.nn.quantized.FloatFunctional() for name in "fghij"},
     ),
@@ -330,11 +163,20 @@ for name, op in SHARED.items():
     _between(f"{name}, shared", op)
     _alone(f"{name} of the input", _applied(op))
 MODULES: dict[str, Any] = {
-    **{f"AdaptiveAvgPool{r}d": (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[r - 1](2) for r in (1, 2, 3)},
+    **{
+        f"AdaptiveAvgPool{r}d": (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[
+            r - 1
+        ](2)
+        for r in (1, 2, 3)
+    },
     **{f"AvgPool{r}d": (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[r - 1](2) for r in (1, 2, 3)},
     **{f"MaxPool{r}d": (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[r - 1](2) for r in (1, 2, 3)},
     **{"Hardtanh": nn.Hardtanh(-0.5, 0.5), "Identity": nn.Identity(), "ReLU": nn.ReLU()},
-    **{"ReLU6": nn.ReLU6(), "PixelShuffle": nn.PixelShuffle(2), "PixelUnshuffle": nn.PixelUnshuffle(2)},
+    **{
+        "ReLU6": nn.ReLU6(),
+        "PixelShuffle": nn.PixelShuffle(2),
+        "PixelUnshuffle": nn.PixelUnshuffle(2),
+    },
 }
 for name, module in MODULES.items():
     rank = int(name[-2]) if name[-2].isdigit() else 2
@@ -345,7 +187,9 @@ _alone(
 )
 _case(
     "flatten and linear",
-    nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ),
     IMAGE,
 )
 _between(
@@ -372,7 +216,12 @@ FIXED: dict[str, Any] = {
 }
 for name, op in FIXED.items():
     _between(f"{name}, fixed qparams", op)
-FIXED_MODULES = {"Sigmoid": nn.Sigmoid(), "Tanh": nn.Tanh(), "Hardsigmoid": nn.Hardsigmoid(), "Softmax": nn.Softmax(1)}
+FIXED_MODULES = {
+    "Sigmoid": nn.Sigmoid(),
+    "Tanh": nn.Tanh(),
+    "Hardsigmoid": nn.Hardsigmoid(),
+    "Softmax": nn.Softmax(1),
+}
 for name, module in FIXED_MODULES.items():
     _case(f"nn.{name}", nn.Sequential(nn.Conv2d(4, 4, 1), module, nn.Conv2d(4, 2, 1)), IMAGE)
     _case(
@@ -439,7 +288,9 @@ _case(
 )
 _case(
     "norms that are left alone",
-    nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU(), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.GELU(), nn.SiLU()),
+    nn.Sequential(
+        nn.Conv1d(4, 4, 1), nn.ReLU(), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.GELU(), nn.SiLU()
+    ),
     SHAPES[1],
     runs=SUMS_FLOATS,
 )
@@ -484,7 +335,9 @@ _case(
 _case(
     "masked_fill of a transposed value, with a mask that was reshaped",
     net(
-        lambda m, x, k: m.b(m.a(x).transpose(0, 1).masked_fill(k.view(3, 8).transpose(0, 1), 0.0).permute(1, 0)),
+        lambda m, x, k: m.b(
+            m.a(x).transpose(0, 1).masked_fill(k.view(3, 8).transpose(0, 1), 0.0).permute(1, 0)
+        ),
         a=nn.Linear(8, 8),
         b=nn.Linear(8, 2),
     ),
@@ -534,7 +387,9 @@ _case(
 _case(
     "a value with many users",
     net(
-        lambda m, x: (lambda y: m.b(y) + m.c(y) * torch.sigmoid(y) + y.mean((2, 3), keepdim=True))(m.a(x)),
+        lambda m, x: (lambda y: m.b(y) + m.c(y) * torch.sigmoid(y) + y.mean((2, 3), keepdim=True))(
+            m.a(x)
+        ),
         a=nn.Conv2d(4, 4, 1),
         b=nn.Conv2d(4, 4, 1),
         c=nn.Conv2d(4, 4, 1),
@@ -565,6 +420,12 @@ _case(
     IMAGE,
 )
 _case(
+    "prelu with a histogram",
+    nn.Sequential(nn.Linear(8, 4), nn.PReLU()),
+    ROWS,
+    qconfig=qconfigs.histogram,
+)
+_case(
     "histograms",
     nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)),
     IMAGE,
@@ -586,5 +447,4 @@ _case(
     ),
     (2, 3, 8),
     qconfig=qconfigs.only(PER_CHANNEL),
-    runs="quantized::matmul",
 )

@@ -295,7 +295,7 @@ def linear_function(b: Builder) -> None:
 
 
 def matmul(b: Builder) -> None:
-    n, c = b.shape
+    n, _ = b.shape
     b.apply(lambda x: torch.matmul(x, x.transpose(0, 1)), (n, n))
 
 
@@ -414,9 +414,11 @@ KINDS = (nn.Conv2d, nn.Linear, nn.ReLU, F.relu, torch.add, operator.add, F.linea
 
 def _change(rng: random.Random, mapping: QConfigMapping, network: Network, qat: bool) -> None:
     """Set an entry of a random level."""
-    some = [None, default_qat_qconfig] if qat else [
-        *(None, None, default_qconfig, default_per_channel_qconfig, default_dynamic_qconfig)
-    ]
+    some = (
+        [None, default_qat_qconfig]
+        if qat
+        else [*(None, None, default_qconfig, default_per_channel_qconfig, default_dynamic_qconfig)]
+    )
     qconfig = rng.choice(some)
     paths = [path for path, _ in network.named_modules() if path]
     level = rng.randrange(5)
@@ -425,7 +427,9 @@ def _change(rng: random.Random, mapping: QConfigMapping, network: Network, qat: 
     elif level == 1 and paths:
         mapping.set_module_name(rng.choice(paths), qconfig)
     elif level == 2:
-        mapping.set_module_name_regex(rng.choice(["block.*", "conv.*_1", ".*linear", "re"]), qconfig)
+        mapping.set_module_name_regex(
+            rng.choice(["block.*", "conv.*_1", ".*linear", "re"]), qconfig
+        )
     elif level == 3:
         order = rng.choice(["", "block"]), rng.choice(KINDS), rng.randrange(3)
         mapping.set_module_name_object_type_order(*order, qconfig)

@@ -18,8 +18,8 @@ from torch.ao.quantization import (
     default_per_channel_symmetric_qnnpack_qconfig,
     default_qconfig,
     default_symmetric_qnnpack_qconfig,
-    default_weight_only_qconfig,
     default_weight_observer,
+    default_weight_only_qconfig,
     float16_dynamic_qconfig,
     float16_static_qconfig,
     float_qparams_weight_only_qconfig,
@@ -34,7 +34,11 @@ Make = Callable[[], QConfigMapping]
 
 def _cheap(qconfig: Any) -> Any:
     """Replace a histogram by the extremes, which take no search."""
-    made = None if qconfig is None else getattr(qconfig.activation, "p", None)
+    if qconfig is None:
+        return qconfig
+    if qconfig.activation is HistogramObserver:
+        return QConfig(MinMaxObserver, qconfig.weight)
+    made = getattr(qconfig.activation, "p", None)
     if made is None or made.func is not HistogramObserver:
         return qconfig
     return QConfig(MinMaxObserver.with_args(**made.keywords), qconfig.weight)

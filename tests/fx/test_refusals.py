@@ -321,6 +321,26 @@ def test_original_weights() -> None:
     assert not hasattr(plain, "original_weights_lookup")
 
 
+@pytest.mark.parametrize("remove", [True, False])
+@pytest.mark.parametrize("form", ["convert_fx", "convert_to_reference_fx"])
+def test_qconfigs_are_removed_or_kept(form: str, remove: bool) -> None:
+    """The comparison of programs lets a qconfig be on one side only; here it must be on both."""
+    with flow.quiet():
+        theirs = torch_fx.prepare_fx(
+            copy.deepcopy(model()), qconfigs.per_tensor(), (torch.ones(3, 8),)
+        )
+        theirs(torch.ones(3, 8))
+        theirs = getattr(torch_fx, form)(theirs, _remove_qconfig=remove)
+    ours = getattr(quantize_fx, form)(prepared(), _remove_qconfig=remove)
+
+    def having(root: Any) -> set[str]:
+        return {path for path, part in root.named_modules() if "qconfig" in part.config}
+
+    assert having(ours.program.root) == having(capture_graph_module(theirs).root)
+    if form == "convert_to_reference_fx":  # lowered modules are new and have none
+        assert bool(having(ours.program.root)) is not remove
+
+
 def test_nothing_given_is_changed() -> None:
     given = model()
     before = {name: value.clone() for name, value in given.state_dict().items()}
