@@ -48,7 +48,7 @@ def reference(
     --------
     >>> x = QTensor(np.uint8([7, 7, 7]), 0.5, 7)
     >>> reference(x, np.float32([0.25, 0.75]), np.array([2, 0])).int_repr
-    array([8, 7, 7], dtype=uint8)
+    array([8, 7, 8], dtype=uint8)
     """
     new = values
     if isinstance(self, QTensor):
