@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draw import LAYOUTS, Array, Rng, laid_out, moved, quantized, real, scale_at_tie
-from draw import zero_point as draw_zero_point
 from oracle import (
     assert_matches_torch,
     assert_same_strides,
@@ -19,6 +17,17 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import OPS
 from refquant.ir.target import Target
 from refquant.ir.types import Dim, DType, QParams, TensorType, float32, float64, qint8, quint8
+from refquant.ledger.draw.tensors import (
+    LAYOUTS,
+    Array,
+    Rng,
+    laid_out,
+    moved,
+    quantized,
+    real,
+    scale_at_tie,
+)
+from refquant.ledger.draw.tensors import zero_point as draw_zero_point
 
 DTYPES = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8)]
 TARGET = this_machine()

@@ -9,18 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draw import (
-    LAYOUTS,
-    Rng,
-    argument_at_tie,
-    floats,
-    laid_out,
-    moved,
-    quantized,
-    real,
-    scale_at_tie,
-    zero_point,
-)
 from oracle import assert_matches_torch, assert_same, call_torch, this_machine
 
 from refquant.ir.errors import UnsupportedError, VerifyError
@@ -41,6 +29,18 @@ from refquant.ir.types import (
 )
 from refquant.kernels import elementary, elementary_jit
 from refquant.kernels.jit import jit
+from refquant.ledger.draw.tensors import (
+    LAYOUTS,
+    Rng,
+    argument_at_tie,
+    floats,
+    laid_out,
+    moved,
+    quantized,
+    real,
+    scale_at_tie,
+    zero_point,
+)
 
 DTYPES = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8, qint32)]
 EIGHT_BITS = [pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8)]

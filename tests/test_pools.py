@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draw import LAYOUTS, Rng, laid_out, quantized
 from oracle import (
     assert_matches_torch,
     assert_same_strides,
@@ -30,6 +29,7 @@ from refquant.ir.types import (
     quint8,
 )
 from refquant.kernels.float_sum import block, block_compiled, sum_dims
+from refquant.ledger.draw.tensors import LAYOUTS, Rng, laid_out, quantized
 
 DTYPES = [
     *(pytest.param(dtype, id=dtype.name) for dtype in (quint8, qint8, qint32)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import draw
 import flows
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.types import Dim, DType, QParams, TensorType, qint8, qint32, quint8
+from refquant.ledger.draw import tensors as draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
 Array = Any

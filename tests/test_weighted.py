@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import ties
+import tile_digest
 import torch
 from llvmlite.binding import get_host_cpu_features
-from oracle import assert_same, call_torch, from_torch, to_torch
+from oracle import (
+    assert_same,
+    assert_same_strides,
+    call_torch,
+    torch_as,
+)
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import OPS, Case
@@ -25,50 +30,19 @@ from refquant.ir.types import Dim, DType, QParams, TensorType, float32, qint8, q
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.layout import channels_last
 from refquant.kernels.packing import Layout, PackedWeight
+from refquant.ledger.draw import weighted as ties
 
 Array = npt.NDArray[Any]
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
-GEOMETRY = ("stride", "padding", "output_padding", "dilation")
 FLAGS = list(product((False, True), repeat=3))
-
-
-def run_torch(
-    name: str, operands: tuple[Any, ...], attributes: dict[str, Any], engine: str = "fbgemm"
-) -> Any:
-    """Prepack the weight, run the packed op; return the result and its strides."""
-    x, weight, bias = map(to_torch, operands)
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = engine
-    try:
-        quantized = torch.ops.quantized
-        bare = name.split("::")[1]
-        prepack = getattr(
-            quantized, bare.replace("_relu", "").replace("_dynamic", "") + "_prepack"
-        )
-        axes = [list(attributes[key]) for key in GEOMETRY if key in attributes]
-        groups = [attributes["groups"]] if "groups" in attributes else []
-        packed = prepack(weight, bias, *axes, *groups)
-        rest = [v for k, v in attributes.items() if k not in (*GEOMETRY, "groups")]
-        y = getattr(quantized, bare)(x, packed, *rest)
-        return from_torch(y), y.stride()
-    finally:
-        torch.backends.quantized.engine = before
-
-
-def has_strides(value: Any, expected: tuple[int, ...]) -> bool:
-    """Whether all lengths above one have torch's strides."""
-    array = value.int_repr if isinstance(value, QTensor) else value
-    if array.size == 0:
-        return True
-    steps = zip(array.shape, array.strides, expected, strict=True)
-    return all(size == 1 or a == array.itemsize * b for size, a, b in steps)
 
 
 def check(
     name: str, operands: tuple[Any, ...], attributes: dict[str, Any], engine: str = "fbgemm"
 ) -> None:
     op, target = OPS[name], Target(engine)
-    expected, strides = run_torch(name, operands, attributes, engine)
+    with torch_as(target):
+        expected = call_torch(name, operands, attributes)
     inferred = op.infer(*(None if v is None else type_of(v) for v in operands), **attributes)
     assert inferred == type_of(expected)
     packed = op.pack(operands[1], **attributes)
@@ -82,7 +56,7 @@ def check(
         for _ in range(1 + (weight is packed)):  # the second time with cached tables
             actual = function(x, weight, bias, **attributes)
             assert_same(actual, expected)
-            assert has_strides(actual, strides)
+            assert_same_strides(actual, expected)
 
 
 @pytest.mark.parametrize(("per_channel", "with_bias", "relu"), FLAGS)
@@ -302,17 +276,17 @@ HOST = get_host_cpu_features()
 
 @pytest.mark.parametrize("isa", [k for k, v in FEATURES.items() if not v or HOST.get(v)])
 def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
-    assert digest_of({"REFQUANT_ISA": isa}) == ties.digest()
+    assert digest_of({"REFQUANT_ISA": isa}) == tile_digest.digest()
 
 
 def test_the_numpy_twin_of_the_tile_gives_the_same_bits() -> None:
-    assert digest_of({"NUMBA_DISABLE_JIT": "1"}) == ties.digest()
+    assert digest_of({"NUMBA_DISABLE_JIT": "1"}) == tile_digest.digest()
 
 
 def digest_of(environment: dict[str, str]) -> str:
-    root = Path(ties.__file__).parent.parent
+    root = Path(tile_digest.__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(root), **environment}
-    command = [sys.executable, ties.__file__]
+    command = [sys.executable, tile_digest.__file__]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return run.stdout.strip()
 

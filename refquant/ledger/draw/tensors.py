@@ -60,6 +60,22 @@ def real(x: QTensor) -> Array:
     return (x.int_repr.astype(np.int64) - x.zero_point) * np.float64(x.scale)
 
 
+def shape_of(rng: Rng, size: int, ranks: tuple[int, ...] = (1, 2, 3, 4, 5)) -> tuple[int, ...]:
+    """Return a shape of about ``size`` elements; dimension 1 of images is often awkward."""
+    rank = int(rng.choice(ranks))
+    if rank == 1:
+        return (max(1, size - int(rng.integers(0, 70))),)
+    channels = int(rng.choice([1, 2, 3, 5, 7, 8, 9, 16, 17, 31, 32, 33, 40, 63, 64, 65, 70, 130]))
+    images = int(rng.integers(1, 4)) if rank > 2 else max(1, size // channels)
+    left = max(1, size // (images * channels))
+    inner: list[int] = []
+    for more in range(rank - 2, 0, -1):
+        edge = max(1, round(left ** (1 / more)))
+        inner.append(max(1, edge + int(rng.integers(-1, 2))) if more > 1 else max(1, left))
+        left = max(1, left // inner[-1])
+    return (images, channels, *inner)
+
+
 def moved(x: float, ulps: int) -> float:
     """Move a float32 number by a few units in the last place."""
     value = np.float32(x)

@@ -7,30 +7,26 @@ per channel hugs a tie.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import refquant  # noqa: F401  (registers the ops)
-from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
 from refquant.ir.types import qint8, quint8
 from refquant.kernels.accumulate import dot, dot_saturating, weight_zero_points, windows
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.quantized_conv import Geometry
 from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
+from refquant.ledger.cell import Call
 
 Array = npt.NDArray[Any]
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def shifted(x: Array, ulps: Array) -> Array:
+def shifted(x: npt.ArrayLike, ulps: npt.ArrayLike) -> Array:
     """Move float32 numbers by a few units in the last place, away from zero if positive."""
     bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
-    return (bits + ulps).astype(np.int32).view(np.float32)
+    return np.asarray(bits + np.asarray(ulps), np.int32).view(np.float32)
 
 
 def weight_tensor(
@@ -115,7 +111,7 @@ def linear(
     zero = weight_zero_points(weight, channels)
     total = dot(pixel, int(x.zero_point), weight.int_repr[None], zero)[0]
     weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
-    return (x, weight, bias), {"scale": scale, "zero_point": zero_point}
+    return Call((x, weight, bias), {"scale": scale, "zero_point": zero_point})
 
 
 KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast")
@@ -200,7 +196,7 @@ def convolution(
     weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     _, stride, padding, dilation, groups = geometry
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return (x, weight, bias), {**attributes, "scale": scale, "zero_point": zero_point}
+    return Call((x, weight, bias), {**attributes, "scale": scale, "zero_point": zero_point})
 
 
 def _transposed_sums(x: QTensor, weight: QTensor, at: Any, geometry: Transposed) -> Array:
@@ -247,7 +243,7 @@ def transposed(
     weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     attributes = {**geometry._asdict(), "groups": groups, "scale": scale, "zero_point": zero_point}
     del attributes["kernel"]
-    return (x, weight, bias), attributes
+    return Call((x, weight, bias), attributes)
 
 
 def dynamic(
@@ -268,36 +264,13 @@ def dynamic(
     inner = (x != low) & (x != high) & (tied > low) & (tied < high) & (rng.random(x.shape) < 0.5)
     x = np.where(inner, tied, x)
     weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
-    scale = np.exp(rng.uniform(-9, -2, channels if per_channel else ()))
-    scale = scale if per_channel else float(scale)
-    weight = QTensor(weight.int_repr, scale, weight.zero_point, weight.axis, qint8)
+    scale = np.exp(rng.uniform(-9, -2, channels))
+    weight = QTensor(
+        weight.int_repr,
+        scale if per_channel else float(scale[0]),
+        weight.zero_point,
+        weight.axis,
+        qint8,
+    )
     bias = rng.normal(size=channels).astype(np.float32) if with_bias else None
-    return (x, weight, bias), {"reduce_range": reduce_range}
-
-
-def digest() -> str:
-    """Run a few cases of every kind through the compiled tile; return a hash of the results."""
-    rng = np.random.default_rng(7)
-    calls = [("quantized::linear", linear(rng, i % 2 > 0, True, i % 3 > 0)) for i in range(12)]
-    calls += [
-        ("quantized::linear_dynamic", dynamic(rng, i % 2 > 0, i % 3 > 0, False)) for i in range(4)
-    ]
-    calls += [
-        ("quantized::conv2d", convolution(rng, kind, 2, i % 2 > 0, True, i % 3 > 0))
-        for kind in KINDS
-        for i in range(6)
-    ]
-    calls += [("quantized::conv_transpose2d", transposed(rng, 2, True)) for _ in range(4)]
-    huge = QTensor(np.full((3, 64), 127, np.int8), 1e5, 0, None, qint8)
-    white = QTensor(np.full((5, 64), 255, np.uint8), 0.5, 0)
-    calls.append(("quantized::linear", ((white, huge, None), {"scale": 1.0, "zero_point": 9})))
-    seen = hashlib.sha256()
-    for name, (operands, attributes) in calls:
-        result = OPS[name].bind(Target(), fast=True)(*operands, **attributes)
-        array = result.int_repr if isinstance(result, QTensor) else result
-        seen.update(np.ascontiguousarray(array).tobytes())
-    return seen.hexdigest()
-
-
-if __name__ == "__main__":
-    print(digest())
+    return Call((x, weight, bias), {"reduce_range": reduce_range})

@@ -1,0 +1,40 @@
+"""What is known not to be exact: the cause, and how far it goes."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from refquant.ledger.cell import Cell
+from refquant.ledger.check import Outcome
+
+
+class Inexact(NamedTuple):
+    """Why results of some cells differ, and the largest difference.
+
+    ``share`` is the largest part of the elements, which lie at ties more often than in a model.
+    """
+
+    cause: str
+    worst: float
+    share: float
+
+
+INEXACT: dict[str, Inexact] = {}
+
+
+def cause_of(cell: Cell) -> Inexact | None:
+    """Return why a cell may differ, or None."""
+    for pattern, known in INEXACT.items():
+        if fnmatchcase(str(cell), pattern):
+            return known
+    return None
+
+
+def is_expected(cell: Cell, outcome: Outcome) -> bool:
+    """Whether an outcome is equal, refused, or differs by no more than is known."""
+    if outcome.status == "differs":
+        known = cause_of(cell)
+        within = known and outcome.worst <= known.worst
+        return bool(known and within and outcome.mismatches <= known.share * outcome.elements)
+    return outcome.status != "crash"

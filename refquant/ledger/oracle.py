@@ -1,0 +1,128 @@
+"""Calling torch's operators with refquant's operands and attributes.
+
+Operands and attributes are those of our ops. Where torch's op takes packed parameters, weight
+and bias are packed first, by the engine in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.ao.quantization.fx._decomposed
+
+from refquant.importers import fx_torch
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.types import DType, QScheme
+
+_GEOMETRY = ("stride", "padding", "output_padding", "dilation")
+
+
+def to_torch(value: Any) -> Any:
+    """Turn an array, QTensor, DType or QScheme into torch's, keeping strides."""
+    if isinstance(value, QTensor | np.ndarray):
+        return fx_torch.to_torch(value)
+    if isinstance(value, DType):
+        return getattr(torch, value.name)
+    return getattr(torch, value.value) if isinstance(value, QScheme) else value
+
+
+def from_torch(value: Any) -> Any:
+    """Turn torch's result into arrays and QTensors."""
+    if isinstance(value, tuple | list):
+        return tuple(map(from_torch, value))
+    return fx_torch.to_tensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    """Run ``namespace::op`` or ``namespace::op.overload`` of torch."""
+    namespace, _, op = name.partition("::")
+    packet, _, overload = op.partition(".")
+    function = getattr(getattr(torch.ops, namespace), packet)
+    if overload:
+        function = getattr(function, overload)
+    keywords = {key: to_torch(value) for key, value in attributes.items()}
+    arguments = list(map(to_torch, operands))
+    schema = _schema(function, len(operands), set(attributes))
+    if any("PackedParamsBase" in str(x.type) for x in schema):
+        packed, rest = _pack(packet, arguments[1:], keywords)
+        return from_torch(function(arguments[0], packed, *rest))
+    if str(schema[0].type).startswith("List[Tensor]"):
+        return from_torch(function(arguments, **keywords))
+    tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
+    if tensors == [x.name for x in schema[: len(operands)]]:
+        return from_torch(function(*arguments, **keywords))
+    return from_torch(function(**dict(zip(tensors, arguments, strict=True)), **keywords))
+
+
+def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
+    """Return the arguments of the overload that takes these attributes, or of the first one."""
+    if isinstance(function, torch._ops.OpOverload):
+        return function._schema.arguments
+    schemas = [getattr(function, name)._schema.arguments for name in function.overloads()]
+    for schema in schemas:
+        tensors = sum("Tensor" in str(x.type) for x in schema)
+        if attributes <= {x.name for x in schema} and tensors >= operands:
+            return schema
+    return schemas[0]
+
+
+def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Pack weight and bias for an op; return them and the arguments that are left."""
+    stem = op
+    for part in ("_relu", "_dynamic", "_leaky", "_tanh", "_add"):
+        stem = stem.replace(part, "")
+    if stem == "linear_fp16":
+        stem, function = "linear", torch.ops.quantized.linear_prepack_fp16
+    else:
+        function = getattr(torch.ops.quantized, f"{stem}_prepack")
+    geometry = [list(keywords[key]) for key in _GEOMETRY if key in keywords]
+    groups = [keywords["groups"]] if "groups" in keywords else []
+    weight, bias, *others = tensors
+    rest = [value for key, value in keywords.items() if key not in (*_GEOMETRY, "groups")]
+    return function(weight, bias, *geometry, *groups), [*others, *rest]
+
+
+def this_machine() -> Target:
+    """Return the target whose bits the installed torch gives here, on one thread.
+
+    Under ``ATEN_CPU_CAPABILITY=avx2`` or ``default`` that is another one.
+    """
+    isa = {"AVX512": Isa.AVX512_VNNI, "AVX2": Isa.AVX2, "DEFAULT": Isa.DEFAULT}
+    return Target(Engine.FBGEMM, isa[torch.backends.cpu.get_cpu_capability()], 1)
+
+
+@contextmanager
+def torch_as(target: Target) -> Iterator[None]:
+    """Let torch use the engine and the number of threads of a target."""
+    engines = torch.backends.quantized
+    before = torch.get_num_threads(), engines.engine
+    torch.set_num_threads(target.threads)
+    engines.engine = str(target.engine)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        engines.engine = before[1]
+
+
+def names() -> dict[str, list[str]]:
+    """Return every operator name that torch has, by namespace, overloads included.
+
+    ``aten`` stands for the aten operators with a kernel for quantized CPU tensors.
+    """
+    found: dict[str, set[str]] = {
+        key: set() for key in ("quantized", "_quantized", "onednn", "quantized_decomposed")
+    }
+    for schema in torch._C._jit_get_all_schemas():
+        namespace = schema.name.partition("::")[0]
+        if namespace in found:
+            overload = f".{schema.overload_name}" if schema.overload_name else ""
+            found[namespace].add(schema.name + overload)
+    kernels = torch._C._dispatch_get_registrations_for_dispatch_key("QuantizedCPU")
+    found["aten"] = {name for name in kernels if name.startswith("aten::")}
+    return {namespace: sorted(group) for namespace, group in found.items()}

@@ -1,0 +1,43 @@
+"""Which cells there are, and in which environment torch has to run for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.types import DType, qint8, qint32, quint8
+from refquant.ledger.cell import Cell
+from refquant.ledger.draw import DTYPES, SAMPLERS
+
+# torch and its libraries read these once, when they are loaded.
+ENVIRONMENTS: dict[Isa, dict[str, str]] = {
+    Isa.AVX512_VNNI: {},
+    Isa.AVX512: {
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+    Isa.AVX2: {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+    Isa.DEFAULT: {"ATEN_CPU_CAPABILITY": "default"},
+}
+_USUAL = (quint8, qint8, qint32)
+
+
+def dtypes_of(name: str) -> tuple[DType, ...]:
+    """Return the dtypes with which an operator is tried."""
+    return DTYPES.get(name, _USUAL)
+
+
+def cells(only: str = "*") -> Iterator[Cell]:
+    """Yield every cell whose text matches a pattern such as ``quantized::add* fbgemm/*``."""
+    for isa in Isa:
+        for name in SAMPLERS:
+            for engine in Engine:
+                for dtype in dtypes_of(name):
+                    cell = Cell(name, Target(engine, isa), dtype)
+                    if fnmatchcase(str(cell), only) or fnmatchcase(name, only):
+                        yield cell
