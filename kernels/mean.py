@@ -106,11 +106,9 @@ def _through_float(
     x: QTensor, dims: tuple[int, ...], target: Target, inner: Block = block
 ) -> Array:
     scale, zero_point = float(x.scale), int(x.zero_point)
-    quantize = (
-        rounding.quantize_before if x.dtype.storage.itemsize == 4 else rounding.quantize_fused
-    )
     real = rounding.dequantize_plain(_dense(x.int_repr), scale, zero_point)
-    return quantize(mean_float(real, dims, target, inner), scale, zero_point, x.dtype)
+    mean = mean_float(real, dims, target, inner)
+    return rounding.quantize_whole(mean, scale, zero_point, x.dtype)
 
 
 def _dense(x: Array) -> Array:

@@ -146,9 +146,8 @@ def _cat(
 
 
 def _requantize(x: QTensor, scale: float, zero_point: int, _target: Target) -> Array:
-    quantize = rounding.quantize_before if x.dtype == qint32 else rounding.quantize_fused
     real = rounding.dequantize_plain(x.int_repr, float(x.scale), int(x.zero_point))
-    return quantize(real, scale, zero_point, x.dtype)
+    return rounding.quantize_whole(real, scale, zero_point, x.dtype)
 
 
 def _requantize_nhwc(x: QTensor, scale: float, zero_point: int, target: Target) -> Array:
@@ -299,7 +298,7 @@ def _run(
     floor = z if relu else low
     nhwc = _is_nhwc(tensors, dim)
     out = _empty_result(tensors, dim)
-    last = not out.flags.c_contiguous
+    last = nhwc or not out.flags.c_contiguous  # of one channel it is both
     axis = dim % out.ndim
     place = (out.ndim - 1 if axis == 1 else axis - (axis > 1)) if last else axis
     memory = np.moveaxis(out, 1, -1) if last else out

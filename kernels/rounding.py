@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.types import DType
+from refquant.ir.types import DType, qint32
 
 F32 = npt.NDArray[np.float32]
 Integers = npt.NDArray[Any]
@@ -212,6 +212,12 @@ def quantize_before(x: F32, scale: float, zero_point: int, dtype: DType) -> Inte
 def quantize_fused(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
     """Multiply and add the zero point with one rounding, then round (fbgemm's quantizer)."""
     return round_fused(x, reciprocal(scale), zero_point, dtype)
+
+
+def quantize_whole(x: F32, scale: float, zero_point: int, dtype: DType) -> Integers:
+    """Quantize a float32 tensor that an op made: qint32 rounds product and sum separately."""
+    quantize = quantize_before if dtype == qint32 else quantize_fused
+    return quantize(x, scale, zero_point, dtype)
 
 
 def dequantize_plain(q: Integers, scale: float, zero_point: int) -> F32:

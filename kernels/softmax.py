@@ -82,7 +82,7 @@ def reference(
 
     Parameters
     ----------
-    qx : QTensor, quint8 or qint8
+    qx : QTensor, quint8, qint8 or qint32
         Quantized per tensor.
     dim : int
         Dimension along which the result sums to 1.
@@ -110,7 +110,7 @@ def reference(
     x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
     real = rounding.dequantize_plain(x, float(qx.scale), int(qx.zero_point))
     y = _softmax(real, dim, target)
-    q = rounding.quantize_fused(y, output_scale, output_zero_point, qx.dtype)
+    q = rounding.quantize_whole(y, output_scale, output_zero_point, qx.dtype)
     return QTensor(q, output_scale, output_zero_point, None, qx.dtype)
 
 
@@ -161,7 +161,7 @@ def reference_float(
 
 def infer(qx: TensorType, dim: int, output_scale: float, output_zero_point: int) -> TensorType:
     """Check the operand, the dimension and the output parameters."""
-    checks.per_tensor("quantized::softmax", qx, (quint8, qint8))
+    checks.per_tensor("quantized::softmax", qx)
     checks.dimension("quantized::softmax", dim, qx.rank)
     qparams = checks.output_qparams(
         "quantized::softmax", qx.dtype, output_scale, output_zero_point
@@ -254,7 +254,7 @@ def kernel(
     x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
     real = rounding.dequantize_plain(x, float(qx.scale), int(qx.zero_point))
     y = _compiled(real, dim, target)
-    q = rounding.quantize_fused(y, output_scale, output_zero_point, qx.dtype)
+    q = rounding.quantize_whole(y, output_scale, output_zero_point, qx.dtype)
     return QTensor(q, output_scale, output_zero_point, None, qx.dtype)
 
 

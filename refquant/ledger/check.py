@@ -14,7 +14,7 @@ import numpy as np
 
 from refquant.ir.errors import RefquantError
 from refquant.ir.op import OPS
-from refquant.ir.qtensor import QTensor
+from refquant.ir.qtensor import QTensor, type_of
 from refquant.ledger import oracle
 from refquant.ledger.cell import Call, Cell
 from refquant.ledger.draw import SAMPLERS
@@ -151,6 +151,8 @@ def by_refquant(cell: Cell, call: Call, *, fast: bool) -> Any:
     op = OPS[cell.name]
     try:
         op.kernel(cell.target.engine)
+        types = [None if x is None else type_of(x) for x in call.operands]
+        op.infer(*types, **call.attributes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return op.bind(cell.target, fast=fast)(*call.operands, **call.attributes)
