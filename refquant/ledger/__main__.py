@@ -75,7 +75,7 @@ def main(
 
 def _line(cell: Cell, outcome: Outcome, seed: int) -> str:
     if outcome.status == "crash":
-        return f"{cell}: torch's process died or fell silent"
+        return f"{cell}: the process died or fell silent: {outcome.refusal}"
     return (
         f"{cell}: {outcome.mismatches} of {outcome.elements} elements differ, worst "
         f"{outcome.worst:g}; --reproduce '{cell}' --sample {outcome.first} --seed {seed}"

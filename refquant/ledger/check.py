@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, as JSON holds them."""
-        return asdict(self)
+        return {**vars(self), "unsupported": dict(self.unsupported)}
 
 
 def sample(cell: Cell, index: int, seed: int = 0) -> tuple[Cell, Call]:

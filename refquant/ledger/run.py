@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from tempfile import TemporaryFile
+from typing import IO
 
 from refquant.ir.target import Isa
 from refquant.ledger.cell import Cell
@@ -57,16 +59,22 @@ def _run_chunk(
     """Run cells in one process after another, until all are done."""
     while cells:
         done = 0
-        for cell, outcome in zip(cells, _in_process(cells, elements, seed), strict=False):
-            yield cell, outcome
-            done += 1
+        with TemporaryFile("w+") as errors:
+            outcomes = _in_process(cells, elements, seed, errors)
+            for cell, outcome in zip(cells, outcomes, strict=False):
+                yield cell, outcome
+                done += 1
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
         if done < len(cells):
-            yield cells[done], Outcome(status="crash")
+            yield cells[done], Outcome(status="crash", refusal=said[-1] if said else "silence")
             done += 1
         cells = cells[done:]
 
 
-def _in_process(cells: tuple[Cell, ...], elements: int, seed: int) -> Iterator[Outcome]:
+def _in_process(
+    cells: tuple[Cell, ...], elements: int, seed: int, errors: IO[str]
+) -> Iterator[Outcome]:
     """Yield the outcomes of cells until the process ends, by itself or for its silence."""
     variables = {"OMP_WAIT_POLICY": "passive", **ENVIRONMENTS[cells[0].target.isa]}
     job = {
@@ -78,7 +86,7 @@ def _in_process(cells: tuple[Cell, ...], elements: int, seed: int) -> Iterator[O
         [sys.executable, "-m", "refquant.ledger.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         text=True,
         env={**os.environ, **variables},
     )
