@@ -51,9 +51,12 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
     if any("PackedParamsBase" in str(x.type) for x in schema):
         packed, rest = _pack(packet, arguments[1:], keywords)
         return from_torch(function(arguments[0], packed, *rest))
-    if str(schema[0].type).startswith("List[Tensor]"):
-        return from_torch(function(arguments, **keywords))
-    tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
+    lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
+    if lists:  # of as many operands as are left
+        single = [x.name for x in schema if str(x.type) == "Tensor"]
+        named = dict(zip(single, arguments, strict=False))
+        return from_torch(function(**named, **{lists[0]: arguments[len(single) :]}, **keywords))
+    tensors = [x.name for x in schema if _is_tensor(x)][: len(operands)]
     if tensors == [x.name for x in schema[: len(operands)]]:
         return from_torch(function(*arguments, **keywords))
     return from_torch(function(**dict(zip(tensors, arguments, strict=True)), **keywords))
@@ -65,10 +68,14 @@ def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
         return function._schema.arguments
     schemas = [getattr(function, name)._schema.arguments for name in function.overloads()]
     for schema in schemas:
-        tensors = sum("Tensor" in str(x.type) for x in schema)
+        tensors = sum(operands if "List" in str(x.type) else 1 for x in schema if _is_tensor(x))
         if attributes <= {x.name for x in schema} and tensors >= operands:
             return schema
     return schemas[0]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return "Tensor" in str(argument.type)
 
 
 def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
