@@ -25,6 +25,12 @@ PATIENCE = 300  # seconds without a word, after which a process is given up
 Report = Callable[[Cell, Outcome], None]
 
 
+def environment(isa: Isa) -> dict[str, str]:
+    """Return the variables of a process that stands for a machine."""
+    quiet = {"OMP_WAIT_POLICY": "passive", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {**os.environ, **quiet, **ENVIRONMENTS[isa]}
+
+
 def run_all(
     cells: Sequence[Cell], elements: int, seed: int, jobs: int, report: Report
 ) -> dict[Cell, Outcome]:
@@ -76,7 +82,6 @@ def _in_process(
     cells: tuple[Cell, ...], elements: int, seed: int, errors: IO[str]
 ) -> Iterator[Outcome]:
     """Yield the outcomes of cells until the process ends, by itself or for its silence."""
-    variables = {"OMP_WAIT_POLICY": "passive", **ENVIRONMENTS[cells[0].target.isa]}
     job = {
         "cells": [(cell.name, str(cell.target), cell.dtype.name) for cell in cells],
         "elements": elements,
@@ -88,7 +93,7 @@ def _in_process(
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={**os.environ, **variables},
+        env=environment(cells[0].target.isa),
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps(job))
