@@ -62,6 +62,22 @@ def is_outside(kernel: Ints, dilation: Ints, padding: Ints) -> bool:
     return any((k - 1) * d + 1 <= p for k, d, p in axes)
 
 
+def is_unseen(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether along an axis of ``size`` inputs every tap of every output lies in the padding.
+
+    Along the last axis oneDNN's kernels then give wrong results or end the process.
+
+    Examples
+    --------
+    >>> is_unseen(1, out=2, kernel=1, stride=2, padding=1, dilation=1)
+    True
+    """
+    if (kernel - 1) * dilation + 1 > padding:
+        return False
+    at = np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
+    return not np.any((at >= 0) & (at < size))
+
+
 def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bool:
     """Whether oneDNN's convolution multiplies the scales before the sum.
 

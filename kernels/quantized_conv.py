@@ -24,7 +24,7 @@ from refquant.kernels.accumulate import (
     windows,
 )
 from refquant.kernels.convolve import Window, convolve
-from refquant.kernels.engines import check_symmetric, combines_scales, is_outside, resolve
+from refquant.kernels.engines import check_symmetric, combines_scales, is_unseen, resolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
@@ -152,8 +152,8 @@ def reference(
         If ``target.isa`` is not avx512_vnni (but under qnnpack): other machines saturate all
         sums to 16 bits. Also where torch's result is not defined: for fbgemm's depthwise kernel
         in 3-D if the output's depth or height is below the padding, because it writes past its
-        memory there; under onednn in 3-D if the padding of an axis is as long as the dilated
-        kernel, which can end the process, and if a group has one input and several output
+        memory there; under onednn if along the last axis every output lies in the padding, which
+        gives wrong results or ends the process, and if a group has one input and several output
         channels, where some shapes give wrong sums.
 
     Examples
@@ -255,7 +255,7 @@ def _plan_qnnpack(
 
 
 def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> tuple[Stage, bool]:
-    kernel, _, padding, dilation, groups = geometry
+    kernel, stride, padding, dilation, groups = geometry
     check_symmetric(op, weight)
     each = shape[1] // groups, weight.shape[0] // groups
     if groups > 1 and each[0] == 1 < each[1]:
@@ -263,10 +263,12 @@ def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> t
             f"{op}: oneDNN's depth multiplier is wrong for some shapes, got groups={groups} with "
             f"{weight.shape[0]} output channels; use as many as groups, or engine fbgemm"
         )
-    if len(kernel) == 3 and is_outside(kernel, dilation, padding):
+    axes = (shape[2:], geometry.out(shape[2:]), kernel, stride, padding, dilation)
+    size, out, *last = (values[-1] for values in axes)
+    if is_unseen(size, out, *last):
         raise UnsupportedError(
-            f"{op}: oneDNN can end the process where a padding is as long as the dilated kernel, "
-            f"got padding={padding} for kernel {kernel} with dilation={dilation}"
+            f"{op}: oneDNN computes wrongly, or ends the process, where no output sees an input "
+            f"along the last axis, got {size} inputs with padding={padding} and stride={stride}"
         )
     if combines_scales(kernel, dilation, groups, each):
         return requantize.CONVOLUTION_COMBINED, False

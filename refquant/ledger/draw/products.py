@@ -1,0 +1,99 @@
+"""Samples of the 8-bit linear, convolution and transposed convolution, and dynamic linear."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine
+from refquant.ir.types import DType, float32, qint8, quint8
+from refquant.kernels.layout import channels_last
+from refquant.ledger.cell import Call, Cell, Sampler
+from refquant.ledger.draw import weighted
+from refquant.ledger.draw.tensors import Rng
+
+KINDS = {1: weighted.KINDS[:4], 2: weighted.KINDS, 3: weighted.KINDS}
+
+
+def symmetric(rng: Rng, cell: Cell) -> bool:
+    """Whether all weight zero points are 0, as oneDNN wants it; torch refuses others."""
+    return cell.target.engine is Engine.ONEDNN or rng.random() < 0.5
+
+
+def varied(rng: Rng, call: Call, dtype: DType) -> Call:
+    """Move some zero points to an end, some results beyond every limit; then set the dtype."""
+    x, *rest = call.operands
+    attributes = dict(call.attributes)
+    if rng.random() < 0.25:
+        attributes["zero_point"] = int(rng.choice([0, 1, 127, 128, 254, 255]))
+    if rng.random() < 0.03:
+        attributes["scale"] *= 1e-8
+    if dtype == qint8:
+        x = QTensor((x.int_repr ^ 128).view(np.int8), x.scale, x.zero_point - 128, None, qint8)
+        attributes["zero_point"] -= 128
+    if x.int_repr.ndim > 3 and rng.random() < 0.5:
+        x = x.with_int_repr(channels_last(x.int_repr))
+    return Call((x, *rest), attributes)
+
+
+def linear(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw rows and a weight; some inputs have leading axes."""
+    per_channel, with_bias = rng.random(2) < 0.5
+    call = weighted.linear(
+        rng, per_channel, with_bias, symmetric(rng, cell), str(cell.target.engine), size
+    )
+    (x, weight, bias), attributes = varied(rng, call, cell.dtype)
+    if x.shape[0] % 2 == 0 and rng.random() < 0.3:
+        x = x.with_int_repr(x.int_repr.reshape(2, -1, x.shape[1]))
+    return Call((x, weight, bias), attributes)
+
+
+def linear_dynamic(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw float rows, half of them at ties of their own quantization."""
+    per_channel, with_bias, reduce_range = rng.random(3) < 0.5
+    return weighted.dynamic(
+        rng, per_channel, with_bias, bool(reduce_range), symmetric(rng, cell), size
+    )
+
+
+def convolution(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
+    """Draw a convolution of any kind, those with many groups among them."""
+    kind = str(rng.choice(KINDS[rank]))
+    per_channel, with_bias = rng.random(2) < 0.5
+    engine = str(cell.target.engine)
+    call = weighted.convolution(
+        rng, kind, rank, per_channel, with_bias, symmetric(rng, cell), engine, size
+    )
+    return varied(rng, call, cell.dtype)
+
+
+def transposed(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
+    """Draw a transposed convolution; under qnnpack some weights are quantized per channel."""
+    engine = cell.target.engine
+    per_channel = engine is Engine.QNNPACK and rng.random() < 0.4
+    with_bias = rng.random() < 0.5
+    call = weighted.transposed(
+        rng, rank, with_bias, symmetric(rng, cell), str(engine), size, per_channel
+    )
+    return varied(rng, call, cell.dtype)
+
+
+def _both(stem: str, suffix: str = "") -> tuple[str, str]:
+    return f"quantized::{stem}{suffix}", f"quantized::{stem}_relu{suffix}"
+
+
+SAMPLERS: dict[str, Sampler] = {
+    **dict.fromkeys(_both("linear"), linear),
+    **dict.fromkeys(_both("linear", "_dynamic"), linear_dynamic),
+    **{
+        name: partial(convolution, rank=rank)
+        for rank in (1, 2, 3)
+        for name in _both(f"conv{rank}d")
+    },
+    **{f"quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2, 3)},
+}
+DTYPES: dict[str, tuple[DType, ...]] = {
+    name: (float32,) if name.endswith("dynamic") else (quint8, qint8) for name in SAMPLERS
+}
