@@ -174,6 +174,11 @@ OPS.declare(
             *("quantized::conv1d", "quantized::conv2d", "quantized::conv3d"),
             *("quantized::conv1d_relu", "quantized::conv2d_relu", "quantized::conv3d_relu"),
         ),
+        "quantized_conv_dynamic": (
+            *("quantized::conv1d_dynamic", "quantized::conv_transpose1d_dynamic"),
+            *("quantized::conv2d_dynamic", "quantized::conv_transpose2d_dynamic"),
+            *("quantized::conv3d_dynamic", "quantized::conv_transpose3d_dynamic"),
+        ),
         "quantized_conv_transpose": (
             *("quantized::conv_transpose1d", "quantized::conv_transpose2d"),
             "quantized::conv_transpose3d",

@@ -308,8 +308,8 @@ def kernel(
     return QTensor(y, scale, zero_point)
 
 
-def _engines(rank: int) -> tuple[Engine, ...]:
-    # torch's 3-D form under qnnpack is wrong in most cases.
+def engines(rank: int) -> tuple[Engine, ...]:
+    """Return the engines that compute it; qnnpack's 3-D form is wrong in most cases."""
     return tuple(e for e in ALL_ENGINES if rank < 3 or e is not Engine.QNNPACK)
 
 
@@ -330,7 +330,7 @@ def _cases(rank: int) -> tuple[Case, ...]:
     spread = np.reshape([12, 14, 14, 18, 10], end)
     cut = {**plain, "padding": (*zeros[1:], 1)}
     why = "the end sees no input"
-    padded = tuple(e for e in _engines(rank) if e is not Engine.ONEDNN)
+    padded = tuple(e for e in engines(rank) if e is not Engine.ONEDNN)
     return (
         Case("ties", (line, pair, bias), {**plain, **rest}, overlapped, "2.5, 8.5 to even"),
         Case("stride", (line, pair, None), {**apart, **rest}, spread, why, padded),
@@ -343,7 +343,7 @@ OPS = tuple(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(_engines(rank), kernel),
+        kernels=dict.fromkeys(engines(rank), kernel),
         pack=pack,
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"

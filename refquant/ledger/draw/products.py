@@ -1,4 +1,4 @@
-"""Samples of the 8-bit linear, convolution and transposed convolution, and dynamic linear."""
+"""Samples of linear, convolution and transposed convolution, static and dynamic."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from refquant.kernels.layout import channels_last
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
 from refquant.ledger.draw.tensors import Rng
+from refquant.ledger.ties import at_tie
 
 KINDS = {1: weighted.KINDS[:4], 2: weighted.KINDS, 3: weighted.KINDS}
 
@@ -80,6 +81,27 @@ def transposed(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     return varied(rng, call, cell.dtype)
 
 
+def convolution_dynamic(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
+    """Draw a convolution of floats; the weight's scale puts one result at a tie."""
+    draw = transposed if "transpose" in cell.name else convolution
+    (feed, weight, bias), attributes = draw(rng, cell, size, rank)
+    geometry = {k: v for k, v in attributes.items() if k not in ("scale", "zero_point")}
+    geometry["reduce_range"] = bool(rng.random() < 0.5)
+    x = (feed.int_repr - rng.uniform(0, 255)) * np.exp(rng.uniform(-8, 2))
+    x = (x + rng.normal(size=x.shape) * x.std() / 100).astype(np.float32)
+    if bias is not None:
+        bias = (rng.normal(size=bias.shape) * x.std() / 2).astype(np.float32)
+    spread = np.exp(rng.uniform(-1, 1, np.shape(weight.scale)))
+    start = float(np.exp(rng.uniform(-1, 1)) / (64 * np.sqrt(weight.int_repr[0].size)))
+
+    def make(scale: float) -> Call:
+        scales = scale * spread if weight.axis is not None else scale
+        scaled = QTensor(weight.int_repr, scales, weight.zero_point, weight.axis, qint8)
+        return Call((x, scaled, bias), geometry)
+
+    return at_tie(rng, cell, make, start)
+
+
 def _both(stem: str, suffix: str = "") -> tuple[str, str]:
     return f"quantized::{stem}{suffix}", f"quantized::{stem}_relu{suffix}"
 
@@ -93,6 +115,11 @@ SAMPLERS: dict[str, Sampler] = {
         for name in _both(f"conv{rank}d")
     },
     **{f"quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2, 3)},
+    **{
+        f"quantized::{stem}{rank}d_dynamic": partial(convolution_dynamic, rank=rank)
+        for stem in ("conv", "conv_transpose")
+        for rank in (1, 2, 3)
+    },
 }
 DTYPES: dict[str, tuple[DType, ...]] = {
     name: (float32,) if name.endswith("dynamic") else (quint8, qint8) for name in SAMPLERS
