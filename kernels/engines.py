@@ -78,6 +78,15 @@ def is_unseen(size: int, out: int, kernel: int, stride: int, padding: int, dilat
     return not np.any((at >= 0) & (at < size))
 
 
+def leaves_gaps(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
+    """Whether a transposed convolution leaves two rows or planes next to each other without input.
+
+    oneDNN then adds what it finds in memory, unless the zero point of the input is 0.
+    """
+    axes = list(zip(kernel, stride, dilation, strict=True))[:-1]
+    return any(s - ((k - 1) * d + 1) >= 2 for k, s, d in axes)
+
+
 def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bool:
     """Whether oneDNN's convolution multiplies the scales before the sum.
 

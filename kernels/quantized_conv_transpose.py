@@ -16,7 +16,7 @@ from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks
 from refquant.kernels.convolve import Window, convolve
-from refquant.kernels.engines import check_symmetric, divides, resolve
+from refquant.kernels.engines import check_symmetric, divides, leaves_gaps, resolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_conv import check_axes, check_map, check_out
@@ -109,7 +109,8 @@ def reference(
         dilation, one group and channels divisible by 8, where torch 2.13.0 takes a path that
         computes the first image only, misplaces its rows where the stride is 2, and cannot
         unpack the weight; under onednn with other numbers of inputs and outputs in a group, where
-        it gets the weight in the wrong order; under qnnpack in three dimensions.
+        it gets the weight in the wrong order, and, unless the input's zero point is 0, if two
+        neighbouring rows or planes of the result see no input; under qnnpack in three dimensions.
 
     Examples
     --------
@@ -169,7 +170,7 @@ def plan(
     extra = geometry.output_padding
     target = resolve(target, weight, groups, transposed=True, output_padding=extra)
     planner = requantize.stage_for(op, PLANS, target)
-    return planner(op, x.shape, weight, geometry, groups)
+    return planner(op, x, weight, geometry, groups)
 
 
 def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
@@ -179,7 +180,7 @@ def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
         )
 
 
-def _plan_fbgemm(op: str, _shape: Ints, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+def _plan_fbgemm(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
     _check_per_tensor(op, Engine.FBGEMM, weight)
     inputs, outputs = weight.shape[:2]
     if groups == 1 and _is_undefined(geometry, inputs, outputs):
@@ -190,9 +191,7 @@ def _plan_fbgemm(op: str, _shape: Ints, weight: QTensor, geometry: Geometry, gro
     return requantize.FLOAT_BIAS
 
 
-def _plan_qnnpack(
-    op: str, _shape: Ints, weight: QTensor, geometry: Geometry, groups: int
-) -> Stage:
+def _plan_qnnpack(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
     if weight.axis is not None and groups > 1:
         raise UnsupportedError(
             f"{op}: with groups={groups} qnnpack reads past the scales of a weight quantized per "
@@ -201,7 +200,7 @@ def _plan_qnnpack(
     return requantize.INTEGER_BIAS
 
 
-def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+def _plan_onednn(op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
     check_symmetric(op, weight)
     _check_per_tensor(op, Engine.ONEDNN, weight)
     kernel, stride, padding, extra, dilation = geometry
@@ -213,9 +212,15 @@ def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry, grou
             f"{op}: torch hands oneDNN a weight in the wrong order unless a group has as many "
             f"outputs as inputs, got {each[0]} to {each[1]}; use engine fbgemm"
         )
-    out = geometry.out(shape[2:])
+    out = geometry.out(x.shape[2:])
     if divides(kernel, stride, padding, dilation, out, groups, each):
         return requantize.CONVOLUTION_DIVIDED
+    if x.zero_point != 0 and leaves_gaps(kernel, stride, dilation):
+        raise UnsupportedError(
+            f"{op}: oneDNN reads memory that it did not write where two rows or planes see no "
+            f"input, got stride={stride} for kernel {kernel} with dilation={dilation} and input "
+            f"zero point {x.zero_point}"
+        )
     return requantize.CONVOLUTION_SCALED
 
 

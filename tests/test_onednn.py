@@ -118,3 +118,8 @@ def test_what_torch_computes_wrongly_is_refused() -> None:
     padded = {**CONV, "stride": (2,), "padding": (1,), **OUT}
     unseen = Call((feed((1, 3, 1)), weight((4, 3, 1)), None), padded)
     refused("quantized::conv1d", "no output sees an input", unseen)
+    apart = {**CONV, "stride": (3, 1), "padding": (0, 0), "dilation": (1, 1), **OUT}
+    apart["output_padding"] = (0, 0)
+    maps = QTensor(np.ones((1, 3, 2, 2), np.uint8), 1.0, 1)
+    gaps = Call((maps, weight((3, 3, 1, 2)), None), apart)
+    refused("quantized::conv_transpose2d", "two rows or planes see no input", gaps)

@@ -89,6 +89,8 @@ def convolution_dynamic(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     geometry["reduce_range"] = bool(rng.random() < 0.5)
     x = (feed.int_repr - rng.uniform(0, 255)) * np.exp(rng.uniform(-8, 2))
     x = (x + rng.normal(size=x.shape) * x.std() / 100).astype(np.float32)
+    if feed.zero_point == 0:
+        x = np.abs(x)
     if bias is not None:
         bias = (rng.normal(size=bias.shape) * x.std() / 2).astype(np.float32)
     spread = np.exp(rng.uniform(-1, 1, np.shape(weight.scale)))
