@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -441,7 +442,7 @@ _SOURCE = (
     "pytorch/FBGEMM/src/GenerateI8Depthwise.cc::GenI8Depthwise",
 )
 
-OPS = tuple(
+_STATIC = tuple(
     Op(
         name=f"quantized::conv{rank}d{suffix}",
         reference=formula,
@@ -454,3 +455,7 @@ OPS = tuple(
     for rank in (1, 2, 3)
     for suffix, formula, fast in (("", reference, kernel), ("_relu", reference_relu, kernel_relu))
 )
+
+# torch's older names for two of them.
+_OLD = {f"quantized::conv2d{suffix}": f"_quantized::conv2d{suffix}" for suffix in ("", "_relu")}
+OPS = (*_STATIC, *(replace(op, name=_OLD[op.name]) for op in _STATIC if op.name in _OLD))

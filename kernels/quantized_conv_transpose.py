@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -343,7 +344,7 @@ def _cases(rank: int) -> tuple[Case, ...]:
     )
 
 
-OPS = tuple(
+_STATIC = tuple(
     Op(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
@@ -358,4 +359,10 @@ OPS = tuple(
         cases=_cases(rank),
     )
     for rank in (1, 2, 3)
+)
+
+# torch's older names for two of them.
+OPS = (
+    *_STATIC,
+    *(replace(op, name=f"_{op.name}") for op in _STATIC[:2]),
 )

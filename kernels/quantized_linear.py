@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,13 +123,13 @@ def _rounding(x: QTensor, scale: float, zero_point: int, relu: bool = False) -> 
 def _exact(
     x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
-    stage = _stage(x, weight, target)
+    chosen = stage("linear", x, weight, target)
     channels = weight.shape[0]
-    constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
+    constants = chosen.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     q = np.empty((*x.shape[:-1], channels), x.int_repr.dtype)
     rows = q.reshape(-1, channels)
     for part, total in sums(x, weight):
-        rows[part] = stage.finish(total, constants, rounding)
+        rows[part] = chosen.finish(total, constants, rounding)
     return QTensor(q, rounding.scale, rounding.zero_point, None, x.dtype)
 
 
@@ -141,15 +142,15 @@ def sums(x: QTensor, weight: QTensor) -> Iterator[tuple[slice, npt.NDArray[np.in
         yield part, dot(rows[part], int(x.zero_point), factor, zero)
 
 
-def _stage(x: QTensor, weight: QTensor, target: Target) -> Stage:
+def stage(op: str, x: QTensor, weight: QTensor, target: Target) -> Stage:
     """Return the output stage for a dtype of ``x``; refuse what the engine does not take."""
     by_engine = requantize.LINEAR if x.dtype == quint8 else requantize.LINEAR_OF_SIGNED
     if target.engine in requantize.LINEAR and target.engine not in by_engine:
-        raise UnsupportedError(f"linear: engine {target.engine} takes quint8, got {x.dtype}")
-    stage = requantize.stage_for("linear", by_engine, target)
+        raise UnsupportedError(f"{op}: engine {target.engine} takes quint8, got {x.dtype}")
+    chosen = requantize.stage_for(op, by_engine, target)
     if target.engine is Engine.ONEDNN:
-        check_symmetric("linear", weight)
-    return stage
+        check_symmetric(op, weight)
+    return chosen
 
 
 def check_weight(op: str, weight: TensorType, rank: int, axis: int = 0) -> None:
@@ -226,8 +227,8 @@ def kernel_relu(
 def _tiled(
     x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
-    stage = _stage(x, weight, target)
-    y = linear_product(x, pack(weight), bias, rounding, stage).view(x.int_repr.dtype)
+    chosen = stage("linear", x, weight, target)
+    y = linear_product(x, pack(weight), bias, rounding, chosen).view(x.int_repr.dtype)
     return QTensor(y, rounding.scale, rounding.zero_point, None, x.dtype)
 
 
@@ -260,7 +261,7 @@ _SOURCE = (
     "pytorch/FBGEMM/src/QuantUtilsAvx512.cc::requantizeOutputProcessingAvx512",
 )
 
-OPS = (
+_STATIC = (
     Op(
         name="quantized::linear",
         reference=reference,
@@ -312,3 +313,5 @@ OPS = (
         ),
     ),
 )
+
+OPS = (*_STATIC, replace(_STATIC[0], name="_quantized::linear"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ _SOURCE = (
     "::PackedLinearWeight::apply_dynamic",
 )
 
-OPS = (
+_DYNAMIC = (
     Op(
         name="quantized::linear_dynamic",
         reference=reference,
@@ -235,3 +236,5 @@ OPS = (
         cases=(_case("negative", _X, _WEIGHT, _BIAS, [[256, 512], [129.5, 0]], "becomes 0"),),
     ),
 )
+
+OPS = (*_DYNAMIC, replace(_DYNAMIC[0], name="_quantized::linear_dynamic"))

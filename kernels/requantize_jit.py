@@ -6,6 +6,7 @@ as its bytes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,3 +87,51 @@ def quantize_before(x: Array, inverse: np.float32, zero_point: np.float32, y: Ar
     low, high = np.float32(0), np.float32(255)
     for i in range(x.size):
         y[i] = np.uint8(narrow_before(x[i], inverse, zero_point, low, high))
+
+
+@jit
+def _rounded(
+    real: np.float32, output: np.float32, divides: bool, limits: tuple[Any, Any, Any]
+) -> np.uint8:
+    steps = np.float32(real / output) if divides else np.float32(real * output)
+    return clamped(steps, limits[0], limits[1], limits[2])
+
+
+@jit
+def requantize_leaky_relu(
+    total: Array,
+    addend: Array,
+    factor: Array,
+    multiplier: Array,
+    output: np.float32,
+    divides: bool,
+    slope: np.float32,
+    limits: tuple[Any, Any, Any],
+    y: Array,
+) -> None:
+    """Multiply negative real values by ``slope``; ``limits``: zero point, low, high as floats."""
+    for row in range(total.shape[0]):
+        for c in range(total.shape[1]):
+            real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
+            real = real if real > np.float32(0) else np.float32(real * slope)
+            y[row, c] = _rounded(real, output, divides, limits)
+
+
+@jit
+def requantize_tanh(
+    total: Array,
+    addend: Array,
+    factor: Array,
+    multiplier: Array,
+    output: np.float32,
+    divides: bool,
+    slope: np.float32,
+    limits: tuple[Any, Any, Any],
+    y: Array,
+) -> None:
+    """Take the tanh of real values; ``slope`` is not read."""
+    for row in range(total.shape[0]):
+        for c in range(total.shape[1]):
+            real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
+            bent = np.float32(math.tanh(np.float64(real)))
+            y[row, c] = _rounded(bent, output, divides, limits)

@@ -49,8 +49,7 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
     arguments = list(map(to_torch, operands))
     schema = _schema(function, len(operands), set(attributes))
     if any("PackedParamsBase" in str(x.type) for x in schema):
-        packed, rest = _pack(packet, arguments[1:], keywords)
-        return from_torch(function(arguments[0], packed, *rest))
+        return from_torch(function(*_packed_arguments(packet, schema, arguments, keywords)))
     if str(schema[0].type).startswith("List[Tensor]"):
         return from_torch(function(arguments, **keywords))
     tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
@@ -71,9 +70,14 @@ def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
     return schemas[0]
 
 
-def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Pack weight and bias for an op; return them and the arguments that are left."""
-    stem = op
+def _packed_arguments(
+    op: str, schema: Any, tensors: list[Any], keywords: dict[str, Any]
+) -> list[Any]:
+    """Return the arguments of an op with packed parameters, in the order of its schema.
+
+    Operands 1 and 2 are the weight and the bias.
+    """
+    stem = op.partition("_with_input")[0]
     for part in ("_relu", "_dynamic", "_leaky", "_tanh", "_add"):
         stem = stem.replace(part, "")
     if stem == "linear_fp16":
@@ -82,9 +86,18 @@ def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, l
         function = getattr(torch.ops.quantized, f"{stem}_prepack")
     geometry = [list(keywords[key]) for key in _GEOMETRY if key in keywords]
     groups = [keywords["groups"]] if "groups" in keywords else []
-    weight, bias, *others = tensors
+    x, weight, bias, *others = tensors
+    packed = function(weight, bias, *geometry, *groups)
     rest = [value for key, value in keywords.items() if key not in (*_GEOMETRY, "groups")]
-    return function(weight, bias, *geometry, *groups), [*others, *rest]
+    placed: list[Any] = [x]
+    for argument in schema[1:]:
+        if "PackedParamsBase" in str(argument.type):
+            placed.append(packed)
+        elif "Tensor" in str(argument.type):
+            placed.append(others.pop(0))
+        elif rest:
+            placed.append(rest.pop(0))
+    return placed
 
 
 def this_machine() -> Target:

@@ -9,6 +9,7 @@ import numpy as np
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine
 from refquant.ir.types import DType, float32, qint8, quint8
+from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.layout import channels_last
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
@@ -104,6 +105,53 @@ def convolution_dynamic(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     return at_tie(rng, cell, make, start)
 
 
+def linear_leaky_relu(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw a linear and a slope; the slope puts one result at a tie, others are tied above."""
+    operands, attributes = linear(rng, cell, size)
+
+    def make(slope: float) -> Call:
+        return Call(operands, {**attributes, "negative_slope": slope})
+
+    return at_tie(rng, cell, make, float(rng.choice([0.01, 0.1, 0.3, 1.5])))
+
+
+def linear_tanh(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw a linear with results of a few units; the scale of the result puts one at a tie."""
+    (x, weight, bias), attributes = linear(rng, cell, size)
+    unit = float(x.scale) * np.sqrt(weight.shape[1]) * 5000 / np.exp(rng.uniform(-1, 2))
+    step = np.exp(rng.uniform(-0.5, 0.5, np.shape(weight.scale))) / unit
+    step = step if weight.axis is not None else float(step)
+    weight = QTensor(weight.int_repr, step, weight.zero_point, weight.axis, qint8)
+    if bias is not None:
+        bias = rng.normal(size=bias.shape).astype(np.float32)
+    start = float(rng.uniform(0.004, 0.02))
+    return at_tie(rng, cell, lambda s: Call((x, weight, bias), {**attributes, "scale": s}), start)
+
+
+def linear_q_dq(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw float rows and quantization parameters that put half of them at ties."""
+    (x, weight, bias), _ = linear_dynamic(rng, cell, size)
+    scale, zero_point = choose_qparams(float(x.min()), float(x.max()), 0, 255, False)
+    scale *= float(rng.choice([1, 0.7]))  # some are clamped
+    return Call((x, weight, bias), {"X_scale": scale, "X_zero_point": zero_point})
+
+
+def linear_fp16(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw float rows and weights, some of them at ties of float16 or beyond its range."""
+    depth = int(rng.choice([1, 7, 64, 511, 512, 513, 1100]))
+    channels = int(rng.choice([1, 5, 31, 32, 33, 64, 95, 130]))
+    rows = max(1, size // channels)
+    x = rng.normal(size=(rows, depth)).astype(np.float32)
+    weight = (rng.normal(size=(channels, depth)) * np.exp(rng.uniform(-12, 3))).astype(np.float32)
+    half = weight.astype(np.float16)
+    tied = (half.astype(np.float32) + np.nextafter(half, np.float16(9)).astype(np.float32)) / 2
+    weight = np.where(rng.random(weight.shape) < 0.3, tied, weight)
+    if rng.random() < 0.1:
+        weight[0, 0] = rng.choice([1e6, -7e4])
+    bias = rng.normal(size=channels).astype(np.float32) if rng.random() < 0.5 else None
+    return Call((x, weight, bias), {})
+
+
 def _both(stem: str, suffix: str = "") -> tuple[str, str]:
     return f"quantized::{stem}{suffix}", f"quantized::{stem}_relu{suffix}"
 
@@ -111,6 +159,20 @@ def _both(stem: str, suffix: str = "") -> tuple[str, str]:
 SAMPLERS: dict[str, Sampler] = {
     **dict.fromkeys(_both("linear"), linear),
     **dict.fromkeys(_both("linear", "_dynamic"), linear_dynamic),
+    **dict.fromkeys(_both("linear", "_dynamic_fp16"), linear_fp16),
+    "quantized::linear_dynamic_fp16_unpacked_weight": linear_fp16,
+    "quantized::linear_leaky_relu": linear_leaky_relu,
+    "quantized::linear_tanh": linear_tanh,
+    "quantized::linear_with_input_q_dq_qweight_dq_output_fp32": linear_q_dq,
+    "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32": linear_q_dq,
+    "_quantized::linear": linear,
+    "_quantized::linear_dynamic": linear_dynamic,
+    **{
+        f"_quantized::conv{rank}d{relu}": partial(convolution, rank=rank)
+        for rank in (2, 3)
+        for relu in ("", "_relu")
+    },
+    **{f"_quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2)},
     **{
         name: partial(convolution, rank=rank)
         for rank in (1, 2, 3)
@@ -123,6 +185,7 @@ SAMPLERS: dict[str, Sampler] = {
         for rank in (1, 2, 3)
     },
 }
+_FLOAT = ("dynamic", "fp16", "unpacked_weight", "fp32")
 DTYPES: dict[str, tuple[DType, ...]] = {
-    name: (float32,) if name.endswith("dynamic") else (quint8, qint8) for name in SAMPLERS
+    name: (float32,) if name.endswith(_FLOAT) else (quint8, qint8) for name in SAMPLERS
 }
