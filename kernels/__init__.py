@@ -175,6 +175,7 @@ OPS.declare(
             *("quantized::conv1d_relu", "quantized::conv2d_relu", "quantized::conv3d_relu"),
             *("_quantized::conv2d", "_quantized::conv2d_relu"),
         ),
+        "quantized_conv_add": ("quantized::conv2d_add", "quantized::conv2d_add_relu"),
         "quantized_conv_dynamic": (
             *("quantized::conv1d_dynamic", "quantized::conv_transpose1d_dynamic"),
             *("quantized::conv2d_dynamic", "quantized::conv_transpose2d_dynamic"),

@@ -14,6 +14,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import quantized_linear, requantize, requantize_jit
 from refquant.kernels.convolve import linear_sums
+from refquant.kernels.elementary import tanh_glibc
 from refquant.kernels.requantize import Rounding
 
 F32 = npt.NDArray[np.float32]
@@ -91,16 +92,20 @@ def reference_tanh(
     zero_point: int,
     target: Target = Target(Engine.ONEDNN),
 ) -> QTensor:
-    """Do :func:`reference` with tanh, computed in float64 and rounded to float32.
+    """Do :func:`reference` with tanh instead of the slope.
 
-    oneDNN's own tanh is a polynomial whose last bits are not reproduced: where its value lies
-    within about 3 ulp of a rounding tie the result can be one step off.
+    For qint8 it is the C library's ``tanhf``. For quint8 oneDNN's own is a polynomial whose last
+    bits are not reproduced; it is computed in float64 and rounded to float32, and where a value
+    lies within a few units in the last place of a rounding tie, the result can be one step off.
     """
-    return _exact("linear_tanh", x, weight, bias, scale, zero_point, target, _tanh)
+    return _exact("linear_tanh", x, weight, bias, scale, zero_point, target, TANH[x.dtype])
 
 
 def _tanh(real: F32) -> F32:
     return np.tanh(real.astype(np.float64)).astype(np.float32)
+
+
+TANH = {quint8: _tanh, qint8: tanh_glibc}
 
 
 def _exact(

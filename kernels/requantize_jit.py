@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.kernels.jit import jit
+from refquant.kernels.elementary_jit import tanh_glibc
+from refquant.kernels.jit import fma, jit
 from refquant.kernels.rounding_jit import narrow_before
 
 Array = npt.NDArray[Any]
@@ -129,9 +130,30 @@ def requantize_tanh(
     limits: tuple[Any, Any, Any],
     y: Array,
 ) -> None:
-    """Take the tanh of real values; ``slope`` is not read."""
+    """Take the tanh of real values, the C library's where ``divides``; ``slope`` is not read."""
     for row in range(total.shape[0]):
         for c in range(total.shape[1]):
             real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
-            bent = np.float32(math.tanh(np.float64(real)))
+            bent = tanh_glibc(real) if divides else np.float32(math.tanh(np.float64(real)))
             y[row, c] = _rounded(bent, output, divides, limits)
+
+
+@jit
+def requantize_added(
+    total: Array,
+    other: Array,
+    addend: Array,
+    factor: Array,
+    multiplier: Array,
+    output: np.float32,
+    other_zero: np.float32,
+    other_scale: np.float32,
+    limits: tuple[Any, Any, Any],
+    y: Array,
+) -> None:
+    """Add quantized values to the real ones with one rounding, then requantise."""
+    for row in range(total.shape[0]):
+        for c in range(total.shape[1]):
+            real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
+            shifted = np.float32(np.float32(other[row, c]) - other_zero)
+            y[row, c] = _rounded(fma(shifted, other_scale, real), output, False, limits)

@@ -11,6 +11,7 @@ from refquant.ir.target import Engine
 from refquant.ir.types import DType, float32, qint8, quint8
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.layout import channels_last
+from refquant.kernels.quantized_conv import Geometry
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
 from refquant.ledger.draw.tensors import Rng
@@ -80,6 +81,25 @@ def transposed(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
         rng, rank, with_bias, symmetric(rng, cell), str(engine), size, per_channel
     )
     return varied(rng, call, cell.dtype)
+
+
+def convolution_add(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw a convolution and what it adds to; the scale of that puts one result at a tie."""
+    (x, weight, bias), attributes = convolution(rng, cell, size, 2)
+    keys = ("stride", "padding", "dilation", "groups")
+    stride, padding, dilation, groups = (attributes[key] for key in keys)
+    out = Geometry(weight.shape[2:], stride, padding, dilation, groups).out(x.shape[2:])
+    integers = rng.integers(0, 256, (x.shape[0], weight.shape[0], *out)).astype(np.uint8)
+    if rng.random() < 0.5:
+        integers = channels_last(integers)
+    zero_point = int(rng.integers(0, 256))
+
+    def make(scale: float) -> Call:
+        other = QTensor(integers, scale, zero_point)
+        return Call((x, weight, bias, other), attributes)
+
+    start = attributes["scale"] * float(np.exp(rng.uniform(-2, 1)))
+    return make(start) if cell.dtype == qint8 else at_tie(rng, cell, make, start)
 
 
 def convolution_dynamic(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
@@ -165,6 +185,7 @@ SAMPLERS: dict[str, Sampler] = {
     "quantized::linear_tanh": linear_tanh,
     "quantized::linear_with_input_q_dq_qweight_dq_output_fp32": linear_q_dq,
     "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32": linear_q_dq,
+    **dict.fromkeys(_both("conv2d_add"), convolution_add),
     "_quantized::linear": linear,
     "_quantized::linear_dynamic": linear_dynamic,
     **{
