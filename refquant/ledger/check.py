@@ -21,7 +21,7 @@ from refquant.ledger.draw import SAMPLERS
 
 SMALL, LARGE = 600, 150_000  # elements of a sample
 LARGE_EVERY = 8
-REFERENCE_UP_TO = 5_000  # elements; the NumPy formula is slow
+REFERENCE_UP_TO = 5_000  # elements of operands or result; the NumPy formula is slow
 REFUSED_AFTER = 12  # samples that torch refused, with none accepted
 
 
@@ -200,7 +200,7 @@ def _compare(
         outcome.refused += 1
         outcome.refusal = _reason(expected)
         return
-    size = sum(part.size for part in parts(expected))
+    size = max(sum(part.size for part in parts(value)) for value in (expected, call.operands))
     counted = False
     for executor in executors:
         if executor == "reference" and size > REFERENCE_UP_TO and "fast" in executors:

@@ -50,9 +50,12 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
     schema = _schema(function, len(operands), set(attributes))
     if any("PackedParamsBase" in str(x.type) for x in schema):
         return from_torch(function(*_packed_arguments(packet, schema, arguments, keywords)))
-    if str(schema[0].type).startswith("List[Tensor]"):
-        return from_torch(function(arguments, **keywords))
-    tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
+    lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
+    if lists:  # of as many operands as are left
+        single = [x.name for x in schema if str(x.type) == "Tensor"]
+        named = dict(zip(single, arguments, strict=False))
+        return from_torch(function(**named, **{lists[0]: arguments[len(single) :]}, **keywords))
+    tensors = [x.name for x in schema if _is_tensor(x)][: len(operands)]
     if tensors == [x.name for x in schema[: len(operands)]]:
         return from_torch(function(*arguments, **keywords))
     return from_torch(function(**dict(zip(tensors, arguments, strict=True)), **keywords))
@@ -64,10 +67,14 @@ def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
         return function._schema.arguments
     schemas = [getattr(function, name)._schema.arguments for name in function.overloads()]
     for schema in schemas:
-        tensors = sum("Tensor" in str(x.type) for x in schema)
+        tensors = sum(operands if "List" in str(x.type) else 1 for x in schema if _is_tensor(x))
         if attributes <= {x.name for x in schema} and tensors >= operands:
             return schema
     return schemas[0]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return "Tensor" in str(argument.type)
 
 
 def _packed_arguments(
@@ -93,7 +100,7 @@ def _packed_arguments(
     for argument in schema[1:]:
         if "PackedParamsBase" in str(argument.type):
             placed.append(packed)
-        elif "Tensor" in str(argument.type):
+        elif _is_tensor(argument):
             placed.append(others.pop(0))
         elif rest:
             placed.append(rest.pop(0))

@@ -6,9 +6,9 @@ quantized ones.
 
 from refquant.ir.types import DType
 from refquant.ledger.cell import Sampler
-from refquant.ledger.draw import pointwise, products
+from refquant.ledger.draw import images, moves, norms, pointwise, products
 
-_FAMILIES = (pointwise, products)
+_FAMILIES = (pointwise, products, norms, images, moves)
 
 SAMPLERS: dict[str, Sampler] = {
     name: sampler for family in _FAMILIES for name, sampler in family.SAMPLERS.items()
