@@ -47,14 +47,14 @@ def check(
     assert inferred == type_of(expected)
     packed = op.pack(operands[1], **attributes)
     np.testing.assert_array_equal(packed.int_repr, operands[1].int_repr)
-    x, _, bias = operands
+    x, _, *others = operands
     for function, weight in (
         (op.bind(target, fast=False), operands[1]),
         (op.bind(target, fast=True), operands[1]),
         (op.bind(target, fast=True), packed),
     ):
         for _ in range(1 + (weight is packed)):  # the second time with cached tables
-            actual = function(x, weight, bias, **attributes)
+            actual = function(x, weight, *others, **attributes)
             assert_same(actual, expected)
             assert_same_strides(actual, expected)
 
@@ -174,7 +174,8 @@ WEIGHTED = [
 
 @pytest.mark.parametrize(("name", "case"), WEIGHTED)
 def test_hand_written_cases_are_torchs(name: str, case: Case) -> None:
-    check(name, case.operands, dict(case.attributes))
+    for engine in case.engines or OPS[name].kernels:
+        check(name, case.operands, dict(case.attributes), engine)
 
 
 def test_any_strides_and_read_only_inputs() -> None:
