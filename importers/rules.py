@@ -42,6 +42,14 @@ class TorchBuilder(Builder, ABC):
     def stateful(self, module: Any) -> str:
         """Add an observer or fake-quant with its state; return its path."""
 
+    @abstractmethod
+    def overwrite(self, value: Value) -> None:
+        """Let the result of the call in hand stand for ``value``: the call writes to it."""
+
+    @abstractmethod
+    def is_view(self, value: Value) -> bool:
+        """Whether a tensor may be a view of another one's memory."""
+
     def weight(self, module: Any) -> Value:
         """Return a module's weight."""
         weight = self.of(module, "weight")
