@@ -17,18 +17,19 @@ from refquant.importers.fx_torch import (
     is_graph_module,
     require_torch,
 )
-from refquant.importers.rules import TorchBuilder
+from refquant.importers.rules import Prepacked, TorchBuilder
 from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
 from refquant.importers.torch_memory import refuse_unwritten
 from refquant.importers.torch_modules import MODULES
+from refquant.importers.torch_operators import MAKES_MEMORY, METHOD_FORMS, OPERATORS
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
 from refquant.importers.torch_recurrent import RECURRENT
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node, Origin, Scope, Value
 from refquant.ir.module import Module, Packed
 from refquant.ir.program import Call, Program, each
-from refquant.ir.qtensor import QTensor, type_of
+from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.text import RESERVED
 from refquant.ir.types import Dim, DType, QScheme, TensorType
@@ -95,12 +96,17 @@ class FxBuilder(TorchBuilder):
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
         if isinstance(value, Value):
-            if value.name not in self.graph.parameters:
-                raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
-            value = self.graph.parameter(value.name)
+            value = self.constant(value)
         if isinstance(value, np.ndarray):
             value = value.reshape(-1)[0]
         return None if value is None else kind(value)
+
+    def constant(self, value: Value) -> Tensor:
+        """Return a tensor that the model holds; refuse one that is computed."""
+        if value.name not in self.graph.parameters:
+            raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
+        found: Tensor = self.graph.parameter(value.name)
+        return found
 
     def path(self, module: Any) -> str:
         """Return where a module sits in the model."""
@@ -120,6 +126,11 @@ class FxBuilder(TorchBuilder):
         self, packed: Any, module: Any = None, rank: int = 0
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Return weight, bias and, for a convolution of ``rank``, its geometry."""
+        if isinstance(packed, Prepacked):
+            found = packed.weight.type.rank - 2
+            if rank and found != rank:
+                raise UnsupportedError(f"parameters packed for {found} dimensions, not {rank}")
+            return packed.weight, packed.bias, packed.geometry if rank else {}
         name = packed.name if isinstance(packed, Constant) else self.path(module)
         raw: Packed = packed.raw if isinstance(packed, Constant) else packed
         weight = raw.weight
@@ -255,9 +266,8 @@ class _Import:
             of_class = self.builder.rule_of(module)
             return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
         if not _contains(self.inputs_of(call), Value | Constant | _Poison):
-            return None
-        table = METHODS if call.kind == "call_method" else FUNCTIONS
-        found = table.get(call.target) or table.get(call.target.removesuffix("_"))
+            return OPERATORS.get(call.target) if call.target in MAKES_MEMORY else None
+        found = _found(call)
         if found is None and _contains(self.inputs_of(call), Value | _Poison):
             raise UnsupportedError(f"{call.kind} {call.target}")
         return found
@@ -347,6 +357,27 @@ _VIEWS = frozenset(
         *("split_with_sizes", "unbind", "as_strided"),
     )
 )
+
+
+def _found(call: Call) -> Rule | None:
+    """Return the rule of a function or method by its name.
+
+    An operator's overload and the mark of a change in place are left out if nothing is known
+    by the full name.
+    """
+    name = call.target
+    if call.kind == "call_method":
+        known = METHOD_FORMS.get(name) or METHODS.get(name)
+        return known or METHODS.get(name.removesuffix("_"))
+    aten = name.startswith("torch.ops.aten.")
+    for full in (name, name.rpartition(".")[0] if name.startswith("torch.ops.") else name):
+        known = OPERATORS.get(full) or FUNCTIONS.get(full)
+        if known is not None:
+            return known
+    if aten and not name.endswith("out"):
+        name = name.split(".")[3]
+        return METHODS.get(name) or FUNCTIONS.get(f"torch.{name}")
+    return FUNCTIONS.get(name.removesuffix("_"))
 
 
 def _contains(value: Any, kind: Any) -> bool:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from refquant.importers.builder import Builder, Rule
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
+from refquant.ir.qtensor import Tensor
 
 Ints = int | Sequence[int]
+
+
+class Prepacked(NamedTuple):
+    """Parameters that a model packs in its own graph: weight, bias, geometry of a convolution."""
+
+    weight: Value
+    bias: Value | None
+    geometry: dict[str, Any]
+
+
+class PrepackedCell(NamedTuple):
+    """Parameters of a recurrent cell that a model makes in its own graph.
+
+    ``ih`` and ``hh`` are packed parameters; see :class:`refquant.ir.packed_cell.PackedCell`.
+    """
+
+    ih: Any
+    hh: Any
+    reduce_range: bool | None
 
 
 class TorchBuilder(Builder, ABC):
@@ -19,6 +39,10 @@ class TorchBuilder(Builder, ABC):
     @abstractmethod
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
+
+    @abstractmethod
+    def constant(self, value: Value) -> Tensor:
+        """Return a tensor that the model holds; refuse one that is computed."""
 
     @abstractmethod
     def path(self, module: Any) -> str:

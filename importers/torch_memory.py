@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from refquant.importers.builder import Rule
 from refquant.importers.rules import TorchBuilder, ints, is_tensor, only
 from refquant.importers.torch_tensors import binary
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Graph, Value
-from refquant.ir.types import DType, float32
+from refquant.ir.qtensor import QTensor
+from refquant.ir.types import DType, QParams, QScheme, element_count, float32
 
 Ints = Sequence[int]
 Given = dict[str, Any]
@@ -168,11 +171,10 @@ def into(rule: Rule, *, keep_qparams: bool = False) -> Rule:
 
 
 def replacing(rule: Rule) -> Rule:
-    """Return the form of a rule that makes ``out`` another tensor: nothing of it is kept."""
+    """Return the form of a rule that returns another tensor than ``out``, which stays as it is."""
 
     def form(b: TorchBuilder, *args: Any, **rest: Any) -> Value:
-        args, rest, out = _split(args, rest)
-        b.overwrite(out)
+        args, rest, _ = _split(args, rest)
         result: Value = rule(b, *args, **rest)
         return result
 
@@ -187,13 +189,17 @@ def in_place(rule: Rule) -> Rule:
 
     def form(b: TorchBuilder, input: Value, *args: Any, **rest: Any) -> Value:
         result: Value = rule(b, input, *args, **rest)
-        return write(b, result, input) if input.type.dtype.is_quantized else result
+        if input.type.dtype.is_quantized:
+            return write(b, result, input)
+        b.overwrite(input)
+        return result
 
     return form
 
 
 def leaky_relu_(b: TorchBuilder, input: Value, negative_slope: float = 0.01) -> Value:
     """``F.leaky_relu_``."""
+    b.overwrite(input)
     if not input.type.dtype.is_quantized:
         return b.emit("aten::leaky_relu", input, negative_slope=negative_slope)
     return b.emit("aten::leaky_relu.out", input, input, negative_slope=negative_slope)
@@ -209,6 +215,7 @@ def leaky_relu_out(
 
 def fill_(b: TorchBuilder, input: Value, value: Any) -> Value:
     """``x.fill_(value)``."""
+    b.overwrite(input)
     if is_tensor(value):
         return b.emit("aten::fill.Tensor", input, value)
     return b.emit("aten::fill.Scalar", input, value=value)
@@ -281,13 +288,73 @@ def as_strided(
     )
 
 
+def resize_(b: TorchBuilder, input: Value, size: Any, *, memory_format: Any = None) -> Value:
+    """``x.resize_(size)`` to as many elements or fewer: they are taken as they lie in memory."""
+    only(_format(memory_format) in (None, "contiguous_format"), f"resize_ to {memory_format}")
+    have, want = element_count(input.type.shape), element_count(tuple(size))
+    enough = isinstance(have, int) and isinstance(want, int) and want <= have
+    only(enough, f"resize_ of {input.type} to {list(size)}; what is new is not defined")
+    b.overwrite(input)
+    return as_strided(b, input, size, _contiguous_steps(size))
+
+
+def set_(
+    b: TorchBuilder,
+    input: Value,
+    source: Value,
+    storage_offset: int,
+    size: Ints,
+    stride: Ints = (),
+) -> Value:
+    """``x.set_(y.untyped_storage(), ...)``: the quantization parameters stay those of ``x``."""
+    only(input.type.dtype == source.type.dtype, f"set_ of {input.type} to {source.type}")
+    b.overwrite(input)
+    view = as_strided(b, source, size, stride or _contiguous_steps(size), storage_offset)
+    if view.type.qparams == input.type.qparams:
+        return view
+    place = b.emit("aten::empty_quantized", input, size=tuple(size), memory_format=None)
+    return b.emit("memory::write", view, place, keep_qparams=True)
+
+
+def _contiguous_steps(size: Ints) -> Ints:
+    steps = [1]
+    for length in reversed(list(size)[1:]):
+        steps.append(steps[-1] * max(length, 1))
+    return tuple(reversed(steps))[: len(size)]
+
+
 # ---- the quantization parameters of a tensor
 
 
-def _known(name: str, read: Callable[[Value], Any]) -> Rule:
+def _known(name: str, read: Callable[[QParams], Any]) -> Rule:
     def rule(b: TorchBuilder, input: Value) -> Any:
-        if input.type.dtype.is_quantized and input.type.qparams is None:
+        if not input.type.dtype.is_quantized:
+            raise UnsupportedError(f"{name} of {input.type}, which is not quantized")
+        if input.type.qparams is None:
             raise UnsupportedError(f"{name} of {input.name}, which is known only when it runs")
-        return read(input)
+        return read(input.type.qparams)
 
     return rule
+
+
+def _of_channels(name: str, read: Callable[[QTensor], Any]) -> Rule:
+    def rule(b: TorchBuilder, input: Value) -> Value:
+        tensor = b.constant(input)
+        if not isinstance(tensor, QTensor) or tensor.axis is None:
+            raise UnsupportedError(f"{name} of {input.type}; only of a constant per channel")
+        return b.parameter(f"{input.name}.{name}", np.asarray(read(tensor)))
+
+    return rule
+
+
+QPARAMS: dict[str, Rule] = {
+    "q_scale": _known("q_scale", lambda q: q.scale),
+    "q_zero_point": _known("q_zero_point", lambda q: q.zero_point),
+    "q_per_channel_axis": _known("q_per_channel_axis", lambda q: q.axis),
+    "q_per_channel_scales": _of_channels("scales", lambda x: x.scale),
+    "q_per_channel_zero_points": _of_channels("zero_points", lambda x: x.zero_point),
+    "qscheme": _known(
+        "qscheme",
+        lambda q: QScheme.PER_TENSOR_AFFINE if q.axis is None else QScheme.PER_CHANNEL_AFFINE,
+    ),
+}

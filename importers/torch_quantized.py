@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from refquant.importers.builder import Rule
-from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor, repeat
+from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor, only, repeat
+from refquant.importers.torch_memory import write
 from refquant.ir.graph import Value
 from refquant.ir.types import DType
 
@@ -85,11 +86,53 @@ def quantized_binary(name: str) -> Rule:
                 scale=b.number(scale, float),
                 zero_point=b.number(zero_point, int),
             )
-        stem, _, relu = name.partition("_")
-        scalar = f"quantized::{stem}_scalar" + ("_relu" if relu else "")
-        return b.emit(scalar, qa if is_tensor(qa) else qb, b=qb if is_tensor(qa) else qa)
+        return quantized_scalar(name)(b, qa, qb)  # type: ignore[no-any-return]
 
     return rule
+
+
+def _scalar(name: str) -> str:
+    stem, _, relu = name.partition("_")
+    return f"{stem}_scalar" + ("_relu" if relu else "")
+
+
+def quantized_scalar(name: str) -> Rule:
+    """Return the rule of ``quantized::add`` and its relatives with a number in any form."""
+
+    def rule(b: TorchBuilder, qa: Any, b_: Any = None, **rest: Any) -> Value:
+        other = rest.get("b", rest.get("qb", b_))
+        x, number = (qa, other) if is_tensor(qa) and qa.type.dtype.is_quantized else (other, qa)
+        return b.emit(f"quantized::{_scalar(name)}", x, b=b.number(number, float))
+
+    return rule
+
+
+def quantized_binary_out(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.add_out`` and its relatives."""
+
+    def rule(b: TorchBuilder, qa: Value, qb: Any, out: Value) -> Value:
+        if is_tensor(qb) and qb.type.dtype.is_quantized:
+            b.overwrite(out)
+            return b.emit(f"quantized::{name}.out", qa, qb, out)
+        return write(b, quantized_scalar(name)(b, qa, qb), out)
+
+    return rule
+
+
+def quantized_cat_out(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.cat_out`` and ``cat_relu_out``."""
+
+    def rule(b: TorchBuilder, qx: Sequence[Value], dim: int, out: Value) -> Value:
+        scale, zero_point = out.type.per_tensor()
+        return write(b, quantized_cat(name)(b, qx, dim, scale, zero_point), out)
+
+    return rule
+
+
+def quantized_relu6(b: TorchBuilder, qx: Value, inplace: bool = False) -> Value:
+    """``torch.ops.quantized.relu6``."""
+    result = b.emit("aten::relu6", qx)
+    return write(b, result, qx) if inplace else result
 
 
 def quantized_cat(name: str) -> Rule:
@@ -189,6 +232,32 @@ def quantized_dropout(
         p=p,
         training=False,
     )
+
+
+def quantized_batch_norm(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.batch_norm`` and its relatives."""
+
+    def rule(
+        b: TorchBuilder,
+        qx: Value,
+        weight: Value | None,
+        bias: Value | None,
+        mean: Value,
+        var: Value,
+        eps: float,
+        output_scale: Any,
+        output_zero_point: Any,
+    ) -> Value:
+        only(weight is not None and bias is not None, f"{name} without weight or bias")
+        return b.emit(
+            f"quantized::{name}",
+            *(qx, weight, bias, mean, var),
+            eps=eps,
+            output_scale=b.number(output_scale, float),
+            output_zero_point=b.number(output_zero_point, int),
+        )
+
+    return rule
 
 
 def quantized_norm(name: str, leading: str) -> Rule:
@@ -409,9 +478,24 @@ def overloaded(name: str) -> Rule:
 
 _RANGE = ("quant_min", "quant_max", "dtype")
 
+_SCALARS, _OUTS = ("Scalar", "Scalar2"), ("out", "Scalar_out")
+_BINARY = ("add", "add_relu", "mul", "mul_relu")
+_BATCH_NORMS = tuple(f"batch_norm{form}" for form in ("", "1d", "2d", "3d"))
+
 QUANTIZED: dict[str, Rule] = {
-    **{name: quantized_binary(name) for name in ("add", "add_relu", "mul", "mul_relu")},
+    **{name: quantized_binary(name) for name in _BINARY},
+    **{f"{name}.{form}": quantized_scalar(name) for name in _BINARY for form in _SCALARS},
+    **{_scalar(name): quantized_scalar(name) for name in _BINARY},
+    **{f"{name}_out": quantized_binary_out(name) for name in _BINARY},
+    **{f"{name}.{form}": quantized_binary_out(name) for name in _BINARY for form in _OUTS},
+    **{f"{_scalar(name)}_out": quantized_binary_out(name) for name in _BINARY},
     **{name: quantized_cat(name) for name in ("cat", "cat_relu")},
+    **{f"{name}_out": quantized_cat_out(name) for name in ("cat", "cat_relu")},
+    **{
+        name: quantized_batch_norm(name)
+        for norm in _BATCH_NORMS
+        for name in (norm, f"{norm}_relu")
+    },
     **{name: quantized_linear(name) for name in ("linear", "linear_relu")},
     **{name: quantized_linear_dynamic(name) for name in ("linear_dynamic", "linear_relu_dynamic")},
     **{
@@ -448,7 +532,7 @@ QUANTIZED: dict[str, Rule] = {
     "embedding_bag_unpack": embedding_unpack,
     "matmul": quantized_matmul,
     "clamp": lambda b, qx, min=None, max=None: b.emit("aten::clamp", qx, min=min, max=max),
-    "relu6": lambda b, qx, inplace=False: b.emit("aten::relu6", qx),
+    "relu6": quantized_relu6,
     "threshold": lambda b, qx, threshold, value: b.emit(
         "aten::threshold", qx, threshold=threshold, value=value
     ),

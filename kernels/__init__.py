@@ -198,7 +198,10 @@ OPS.declare(
             "quantized::linear_dynamic_fp16_unpacked_weight",
         ),
         "quantized_matmul": ("quantized::matmul",),
-        "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
+        "quantized_mul": (
+            *("quantized::mul", "quantized::mul_relu"),
+            *("quantized::mul.out", "quantized::mul_relu.out"),
+        ),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
         "quantized_std": ("aten::std",),
         "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
