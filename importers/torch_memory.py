@@ -84,7 +84,31 @@ def empty_affine_quantized(
     )
 
 
+def empty_per_channel(
+    b: TorchBuilder,
+    size: Any,
+    *,
+    scales: Value,
+    zero_points: Value,
+    axis: int,
+    dtype: DType,
+    memory_format: Any = None,
+    **options: Any,
+) -> Value:
+    """``torch._empty_per_channel_affine_quantized``."""
+    return b.emit(
+        "aten::_empty_per_channel_affine_quantized",
+        size=tuple(size),
+        scales=tuple(np.asarray(b.constant(scales)).tolist()),
+        zero_points=tuple(np.asarray(b.constant(zero_points)).tolist()),
+        axis=axis,
+        dtype=dtype,
+        memory_format=_format(memory_format),
+    )
+
+
 MAKES_MEMORY: dict[str, Rule] = {
+    "_empty_per_channel_affine_quantized": empty_per_channel,
     "empty": empty,
     "empty_like": empty_like,
     "empty_quantized": empty_quantized,
@@ -92,7 +116,10 @@ MAKES_MEMORY: dict[str, Rule] = {
 }
 _UNWRITTEN = frozenset(
     f"aten::{name}"
-    for name in ("empty.memory_format", "empty_like", "empty_quantized", "_empty_affine_quantized")
+    for name in (
+        *("empty.memory_format", "empty_like", "empty_quantized", "_empty_affine_quantized"),
+        "_empty_per_channel_affine_quantized",
+    )
 )
 # Where an operand gives only memory and type: op and position.
 _NOT_READ = frozenset(

@@ -115,7 +115,7 @@ OPS.declare(
         ),
         "empty": (
             *("aten::empty.memory_format", "aten::empty_like", "aten::empty_quantized"),
-            "aten::_empty_affine_quantized",
+            *("aten::_empty_affine_quantized", "aten::_empty_per_channel_affine_quantized"),
         ),
         "equal": ("aten::equal",),
         "expand": ("aten::expand", "aten::repeat"),

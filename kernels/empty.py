@@ -7,7 +7,7 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, QTensor, Tensor
-from refquant.ir.types import DType, Shape, TensorType, float32, quint8
+from refquant.ir.types import DType, QParams, Shape, TensorType, float32, quint8
 from refquant.kernels import checks
 from refquant.kernels.contiguous import contiguous, infer_contiguous
 from refquant.kernels.layout import empty_preserved
@@ -157,6 +157,48 @@ def infer_empty_affine_quantized(
     return TensorType(dtype, _checked(size, dtype, memory_format), qparams)
 
 
+def empty_per_channel(
+    size: tuple[int, ...],
+    scales: tuple[float, ...],
+    zero_points: tuple[int, ...],
+    axis: int,
+    dtype: DType,
+    memory_format: str | None = None,
+) -> QTensor:
+    """Return memory with given quantization parameters of each channel.
+
+    Examples
+    --------
+    >>> empty_per_channel((2, 1), (0.5, 0.25), (7, 0), 0, quint8).int_repr
+    array([[0],
+           [0]], dtype=uint8)
+    """
+    qparams = np.asarray(scales, np.float64), np.asarray(zero_points, np.int64)
+    return QTensor(_zeros(size, dtype, memory_format), *qparams, axis, dtype)
+
+
+def infer_empty_per_channel(
+    size: Shape,
+    scales: tuple[float, ...],
+    zero_points: tuple[int, ...],
+    axis: int,
+    dtype: DType,
+    memory_format: str | None = None,
+) -> TensorType:
+    """Check type, number of parameters and format."""
+    op = "_empty_per_channel_affine_quantized"
+    if dtype not in checks.QUANTIZED:
+        raise VerifyError(f"{op}: expected a quantized dtype, got {dtype}")
+    lengths = {len(scales), len(zero_points)}
+    if not 0 <= axis < len(size) or lengths != {size[axis]}:
+        raise VerifyError(
+            f"{op}: expected a scale and zero point for each of axis {axis} of {list(size)}, got "
+            f"{len(scales)} and {len(zero_points)}"
+        )
+    qparams = QParams(tuple(scales), tuple(zero_points), axis)
+    return TensorType(dtype, _checked(size, dtype, memory_format), qparams)
+
+
 _Q = QTensor(np.array([5, 6], np.uint8), 0.5, 7)
 _SOURCE = "pytorch/aten/src/ATen/native/TensorFactories.cpp"
 _QUANTIZED = "pytorch/aten/src/ATen/native/quantized/TensorFactories.cpp"
@@ -193,6 +235,22 @@ OPS = (
             {"size": (2,), "scale": 0.5, "zero_point": 7, "dtype": quint8},
             [0, 0],
             "given parameters",
+        ),
+        source=_QUANTIZED,
+    ),
+    movement(
+        "aten::_empty_per_channel_affine_quantized",
+        empty_per_channel,
+        infer_empty_per_channel,
+        Case(
+            "rows",
+            (),
+            {
+                **{"size": (2, 1), "scales": (0.5, 0.25), "zero_points": (7, 0), "axis": 0},
+                "dtype": quint8,
+            },
+            [[0], [0]],
+            "a scale for each row",
         ),
         source=_QUANTIZED,
     ),
