@@ -104,7 +104,7 @@ class FxBuilder(TorchBuilder):
     def constant(self, value: Value) -> Tensor:
         """Return a tensor that the model holds; refuse one that is computed."""
         if value.name not in self.graph.parameters:
-            raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
+            raise UnsupportedError(f"{value.name} has to be known, but is computed")
         found: Tensor = self.graph.parameter(value.name)
         return found
 

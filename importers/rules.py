@@ -25,12 +25,14 @@ class Prepacked(NamedTuple):
 class PrepackedCell(NamedTuple):
     """Parameters of a recurrent cell that a model makes in its own graph.
 
-    ``ih`` and ``hh`` are packed parameters; see :class:`refquant.ir.packed_cell.PackedCell`.
+    ``ih`` and ``hh`` are packed parameters, ``op`` is the product of int8 weights; see
+    :class:`refquant.ir.packed_cell.PackedCell`.
     """
 
     ih: Any
     hh: Any
     reduce_range: bool | None
+    op: str = "quantized::linear_dynamic"
 
 
 class TorchBuilder(Builder, ABC):

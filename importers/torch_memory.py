@@ -333,14 +333,11 @@ def set_(
     size: Ints,
     stride: Ints = (),
 ) -> Value:
-    """``x.set_(y.untyped_storage(), ...)``: the quantization parameters stay those of ``x``."""
-    only(input.type.dtype == source.type.dtype, f"set_ of {input.type} to {source.type}")
+    """``x.set_(y.untyped_storage(), ...)`` with the quantization parameters of ``x``."""
+    same = input.type.qparams == source.type.qparams
+    only(same, f"set_ of {input.type} to memory of {source.type}: other parameters")
     b.overwrite(input)
-    view = as_strided(b, source, size, stride or _contiguous_steps(size), storage_offset)
-    if view.type.qparams == input.type.qparams:
-        return view
-    place = b.emit("aten::empty_quantized", input, size=tuple(size), memory_format=None)
-    return b.emit("memory::write", view, place, keep_qparams=True)
+    return as_strided(b, source, size, stride or _contiguous_steps(size), storage_offset)
 
 
 def _contiguous_steps(size: Ints) -> Ints:

@@ -19,7 +19,10 @@ from refquant.importers.torch_recurrent import QUANTIZED_RECURRENT
 from refquant.ir.graph import Value
 
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-_NOT_RELU = ("conv2d", "conv3d", "linear", "conv_transpose1d", "conv_transpose2d", "add")
+_DOUBLED = (
+    *("add", "linear", "linear_dynamic", "conv2d", "conv2d_relu"),
+    *("conv_transpose1d", "conv_transpose2d"),
+)
 
 
 def prelu(b: TorchBuilder, input: Value, weight: Value) -> Value:
@@ -127,11 +130,6 @@ OPERATORS: dict[str, Rule] = {
     **{f"torch.nn.functional.{name}": ATEN[name] for name in _IN_PLACE},
     **{f"torch.ops.quantized.{name}": rule for name, rule in PACKED.items()},
     **{f"torch.ops._quantized.{name}": rule for name, rule in PACKED.items()},
-    **{f"torch.ops._quantized.{name}": q.QUANTIZED[name] for name in _NOT_RELU},
-    **{
-        f"torch.ops._quantized.{name}": q.QUANTIZED[name]
-        for name in ("conv2d_relu", "conv3d_relu")
-    },
-    "torch.ops._quantized.linear_dynamic": q.QUANTIZED["linear_dynamic"],
+    **{f"torch.ops._quantized.{name}": q.QUANTIZED[name] for name in _DOUBLED},
     **QUANTIZED_RECURRENT,
 }

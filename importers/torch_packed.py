@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from refquant.importers.builder import Rule
 from refquant.importers.rules import Prepacked, PrepackedCell, TorchBuilder, only
 from refquant.ir.graph import Value
 from refquant.ir.types import float16, float32
+from refquant.kernels.fbgemm_linear import quantize_weight
 
 Ints = Sequence[int]
 _FP16_MAX = 65504.0
@@ -20,7 +23,25 @@ _FP16_MAX = 65504.0
 
 def linear_prepack(b: TorchBuilder, W: Value, B: Value | None = None) -> Prepacked:  # noqa: N803
     """``torch.ops.quantized.linear_prepack``."""
-    return Prepacked(W, B, {})
+    return Prepacked(_float_scale(b, W), B, {})
+
+
+def _float_scale(b: TorchBuilder, weight: Value) -> Value:
+    """Return a weight with its scale as it is packed: rounded to float32."""
+    qparams = weight.type.qparams
+    if qparams is None or not isinstance(qparams.scale, float):
+        return weight
+    scale = float(np.float32(qparams.scale))
+    if scale == qparams.scale:
+        return weight
+    place = b.emit(
+        "aten::_empty_affine_quantized",
+        size=weight.type.shape,
+        scale=scale,
+        zero_point=qparams.zero_point,
+        dtype=weight.type.dtype,
+    )
+    return b.emit("memory::write", weight, place, keep_qparams=True)
 
 
 def linear_prepack_fp16(b: TorchBuilder, W: Value, B: Value | None = None) -> Prepacked:  # noqa: N803
@@ -43,8 +64,9 @@ def conv_prepack(rank: int) -> Rule:
         groups: int,
     ) -> Prepacked:
         only(weight.type.rank == rank + 2, f"conv{rank}d_prepack of {weight.type}")
-        geometry = {"stride": tuple(stride), "padding": tuple(padding)}
-        return Prepacked(weight, bias, {**geometry, "dilation": tuple(dilation), "groups": groups})
+        geometry: dict[str, Any] = {"stride": tuple(stride), "padding": tuple(padding)}
+        geometry["dilation"] = tuple(dilation)
+        return Prepacked(_float_scale(b, weight), bias, {**geometry, "groups": groups})
 
     return rule
 
@@ -69,12 +91,22 @@ def conv_transpose_prepack(rank: int) -> Rule:
     return rule
 
 
-def unpack(rank: int = 0) -> Rule:
-    """Return the rule of ``torch.ops.quantized.*_unpack``: weight and bias."""
+def unpack(rank: int = 0, *, transposed: bool = False) -> Rule:
+    """Return the rule of ``torch.ops.quantized.*_unpack``: weight and bias.
+
+    A convolution's weight comes back as fbgemm holds it: with the channels of a group last.
+    """
 
     def rule(b: TorchBuilder, packed: Any) -> tuple[Value, Value | None]:
         weight, bias, _ = b.packed(packed, rank=rank)
-        return weight, bias
+        if not rank or not isinstance(packed, Prepacked):
+            return weight, bias
+        last = 0 if transposed else 1
+        order = (*(d for d in range(rank + 2) if d != last), last)
+        back = tuple(order.index(d) for d in range(rank + 2))
+        moved = b.emit("aten::permute", weight, dims=order)
+        dense = b.emit("aten::contiguous", moved, memory_format="contiguous_format")
+        return b.emit("aten::permute", dense, dims=back), bias
 
     return rule
 
@@ -92,9 +124,26 @@ def geometry_of(rank: int, name: str) -> Rule:
     return rule
 
 
-def unpack_sizes(b: TorchBuilder, packed_weights: Any) -> list[Any]:
-    """``torch.ops.quantized.conv2d_unpack_sizes``."""
-    return list(b.packed(packed_weights, rank=2)[0].type.shape)
+def unpack_sizes(b: TorchBuilder, packed_weights: Any) -> tuple[Any, ...]:
+    """``torch.ops.quantized.conv2d_unpack_sizes``: of weight and bias, then the geometry."""
+    weight, bias, geometry = b.packed(packed_weights, rank=2)
+    sizes = list(weight.type.shape), None if bias is None else list(bias.type.shape)
+    lists = (list(geometry[key]) for key in ("stride", "padding", "dilation"))
+    return (*sizes, *lists, geometry["groups"])
+
+
+def cell_params(
+    b: TorchBuilder, w_ih: Value, w_hh: Value, b_ih: Value, b_hh: Value
+) -> PrepackedCell:
+    """``torch.ops.quantized.make_quantized_cell_params``: quantizes float weights by itself."""
+    ih, hh = (
+        Prepacked(_quantized(b, weight), bias, {}) for weight, bias in ((w_ih, b_ih), (w_hh, b_hh))
+    )
+    return PrepackedCell(ih, hh, False, "aten::fbgemm_linear_int8_weight_fp32_activation")
+
+
+def _quantized(b: TorchBuilder, weight: Value) -> Value:
+    return b.parameter(f"{weight.name}.quantized", quantize_weight(np.asarray(b.constant(weight))))
 
 
 def cell_params_dynamic(
@@ -128,7 +177,8 @@ PACKED: dict[str, Rule] = {
     "conv_unpack": unpack(2),
     **{f"conv{rank}d_prepack": conv_prepack(rank) for rank in (1, 2, 3)},
     **{f"conv_transpose{rank}d_prepack": conv_transpose_prepack(rank) for rank in (1, 2, 3)},
-    **{f"conv{form}{r}d_unpack": unpack(r) for form in ("", "_transpose") for r in (1, 2, 3)},
+    **{f"conv{rank}d_unpack": unpack(rank) for rank in (1, 2, 3)},
+    **{f"conv_transpose{rank}d_unpack": unpack(rank, transposed=True) for rank in (1, 2, 3)},
     **{
         f"conv{form}{rank}d_{name}": geometry_of(rank, name)
         for form in ("", "_transpose")
@@ -136,6 +186,7 @@ PACKED: dict[str, Rule] = {
         for name in _FIELDS
     },
     "conv2d_unpack_sizes": unpack_sizes,
+    "make_quantized_cell_params": cell_params,
     "make_quantized_cell_params_dynamic": cell_params_dynamic,
     "make_quantized_cell_params_fp16": cell_params_fp16,
 }

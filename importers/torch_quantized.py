@@ -108,13 +108,20 @@ def quantized_scalar(name: str) -> Rule:
 
 
 def quantized_binary_out(name: str) -> Rule:
-    """Return the rule of ``torch.ops.quantized.add_out`` and its relatives."""
+    """Return the rule of ``torch.ops.quantized.add_out`` and its relatives.
 
-    def rule(b: TorchBuilder, qa: Value, qb: Any, out: Value) -> Value:
-        if is_tensor(qb) and qb.type.dtype.is_quantized:
+    A product with a positive number, clamped at 0, is returned as another tensor: ``out`` stays
+    as it is.
+    """
+
+    def rule(b: TorchBuilder, qa: Value, qb: Any = None, out: Any = None, **rest: Any) -> Value:
+        other = rest.get("b", qb)
+        if is_tensor(other) and other.type.dtype.is_quantized:
             b.overwrite(out)
-            return b.emit(f"quantized::{name}.out", qa, qb, out)
-        return write(b, quantized_scalar(name)(b, qa, qb), out)
+            return b.emit(f"quantized::{name}.out", qa, other, out)
+        result: Value = quantized_scalar(name)(b, qa, other)
+        is_new = name == "mul_relu" and b.number(other, float) > 0
+        return result if is_new else write(b, result, out)
 
     return rule
 
@@ -422,7 +429,8 @@ def quantized_max_pool(rank: int) -> Rule:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def rule(b: TorchBuilder, qx: Value, *args: Any, **rest: Any) -> Value:
-        given = dict(zip(names, args, strict=False)) | rest
+        given: dict[str, Any] = {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}
+        given |= dict(zip(names, args, strict=False)) | rest
         geometry = {name: repeat(given[name], rank) for name in names[:4]}
         geometry["stride"] = geometry["stride"] or geometry["kernel_size"]
         ceil_mode = given["ceil_mode"]
@@ -489,6 +497,9 @@ QUANTIZED: dict[str, Rule] = {
     **{f"{name}_out": quantized_binary_out(name) for name in _BINARY},
     **{f"{name}.{form}": quantized_binary_out(name) for name in _BINARY for form in _OUTS},
     **{f"{_scalar(name)}_out": quantized_binary_out(name) for name in _BINARY},
+    # torch forgets the relu of a sum with a number in a tensor
+    "add_scalar_relu.Tensor": quantized_scalar("add"),
+    "add_scalar_relu_out.Tensor": quantized_binary_out("add"),
     **{name: quantized_cat(name) for name in ("cat", "cat_relu")},
     **{f"{name}_out": quantized_cat_out(name) for name in ("cat", "cat_relu")},
     **{

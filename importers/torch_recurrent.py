@@ -63,11 +63,15 @@ def lstm_step(
 def gru_step(
     b: TorchBuilder, gates: Value, state: tuple[Value, ...], project: Project
 ) -> tuple[Value, ...]:
-    """Return the next hidden state."""
+    """Return the next hidden state.
+
+    torch adds reset and update gates in place, in the rows of all three: what is a row's end for
+    the sigmoid follows from that.
+    """
     (hidden,) = state
-    ri, zi, ni = chunk(b, gates, 3, 1)
-    rh, zh, nh = chunk(b, project(hidden), 3, 1)
-    r, z = _sigmoid(b, _add(b, rh, ri)), _sigmoid(b, _add(b, zh, zi))
+    recurrent = project(hidden)
+    ni, nh = chunk(b, gates, 3, 1)[2], chunk(b, recurrent, 3, 1)[2]
+    r, z = (_sigmoid(b, part) for part in chunk(b, _add(b, recurrent, gates), 3, 1)[:2])
     n = _tanh(b, _add(b, ni, _mul(b, nh, r)))
     return (_add(b, _mul(b, b.emit("aten::sub", hidden, n), z), n),)
 
@@ -102,10 +106,16 @@ def _dynamic(b: TorchBuilder, packed: Any, name: str, reduce_range: bool | None)
 
 
 def _projection(
-    b: TorchBuilder, weight: Value, bias: Value | None, reduce_range: bool | None
+    b: TorchBuilder,
+    weight: Value,
+    bias: Value | None,
+    reduce_range: bool | None,
+    op: str = "quantized::linear_dynamic",
 ) -> Project:
     if not weight.type.dtype.is_quantized:  # rounded to float16
         return lambda x: b.emit("quantized::linear_dynamic_fp16", x, weight, bias)
+    if op != "quantized::linear_dynamic":
+        return lambda x: b.emit(op, x, weight, bias)
     limited = bool(reduce_range)
     return lambda x: b.emit("quantized::linear_dynamic", x, weight, bias, reduce_range=limited)
 
@@ -245,7 +255,8 @@ def _cell_projections(b: TorchBuilder, cell: Any, index: int) -> tuple[Project, 
     """Return the projections of packed parameters, made in the graph or held by the model."""
     if isinstance(cell, PrepackedCell):
         ih, hh = (
-            _projection(b, *b.packed(part)[:2], cell.reduce_range) for part in (cell.ih, cell.hh)
+            _projection(b, *b.packed(part)[:2], cell.reduce_range, cell.op)
+            for part in (cell.ih, cell.hh)
         )
         return ih, hh
     raw: PackedCell = cell.raw

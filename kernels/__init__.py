@@ -135,6 +135,7 @@ OPS.declare(
             "aten::fake_quantize_per_tensor_affine_cachemask",
             "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
         ),
+        "fbgemm_linear": ("aten::fbgemm_linear_int8_weight_fp32_activation",),
         "fill": ("aten::fill.Scalar", "aten::fill.Tensor", "aten::masked_fill.Tensor"),
         "gelu": ("aten::gelu",),
         "grid_sampler": ("aten::grid_sampler_2d",),

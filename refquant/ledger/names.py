@@ -48,7 +48,7 @@ FORMS: dict[str, str] = {
         for rank in (2, 3)
         for relu in ("", "_relu")
     },
-    **_same("add conv2d conv2d_relu conv3d conv3d_relu linear linear_dynamic", "_quantized::"),
+    **_same("add conv2d conv2d_relu linear linear_dynamic", "_quantized::"),
     **_same("conv_transpose1d conv_transpose2d", "_quantized::"),
     # recurrent cells: products of the registry, and float arithmetic
     **{
@@ -151,6 +151,7 @@ NO_ARITHMETIC: dict[str, str] = {
         for form in ("", "_fp16")
     },
     **{f"quantized::linear_unpack{form}.legacy": _LEGACY for form in ("", "_fp16")},
+    **{f"_quantized::conv3d{relu}": "torch has no kernel for it" for relu in ("", "_relu")},
     "aten::empty_strided": "torch refuses every call with a quantized dtype",
 }
 
