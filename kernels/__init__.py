@@ -3,7 +3,8 @@
 Files that are not in the table are shared by several ops:
 
 * arithmetic: ``rounding``, ``rounding_jit``, ``elementary``, ``elementary_jit``, ``requantize``,
-  ``choose_qparams``, ``float_sum``, ``promotion``, ``eager``, ``learnable_gradients``;
+  ``choose_qparams``, ``float_sum``, ``tanh_float``, ``promotion``, ``eager``,
+  ``learnable_gradients``;
 * modules with a state: ``fused_moving_avg_obs_fake_quant``;
 * observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
   ``histogram_search``, ``fuse_batch_norm``;
