@@ -8,18 +8,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import VerifyError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks
-from refquant.kernels.averages import Rule, average, average_compiled, divisors
+from refquant.kernels.averages import (
+    Rule,
+    average,
+    average_compiled,
+    divisors,
+    reciprocals,
+    reciprocals_in_turn,
+)
 from refquant.kernels.layout import (
     channels_last,
     empty_channels_last,
     empty_suggested,
     is_channels_last,
+    is_contiguous_channels_last,
 )
 from refquant.kernels.mean import kernel as mean_kernel
 from refquant.kernels.mean import mean_float
@@ -29,6 +37,7 @@ from refquant.kernels.windows import (
     IntOrInts,
     Windows,
     adaptive,
+    adaptive_rounded,
     as_image,
     is_pooled_channels_last,
     per_dimension,
@@ -68,8 +77,6 @@ def _adaptive(
         if isinstance(y, QTensor):
             return y.with_int_repr(y.int_repr[..., 0, :])
         return np.asarray(y[..., 0, :])
-    windows = [adaptive(n, size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
-    divisor = divisors(windows, count_padding=False)
     to_one = set(sizes) == {1}
     dims = tuple(range(-rank, 0))
     if isinstance(x, QTensor):
@@ -77,10 +84,34 @@ def _adaptive(
             q = mean(x, dims, True, target=target)
             restored: QTensor = q.with_int_repr(_restrided(q.int_repr, x.int_repr))
             return restored
-        return x.with_int_repr(averaged(x, windows, divisor, _rule(x, rank, target)))
+        return _quantized(x, sizes, target, averaged)
     if to_one:
         return _restrided(mean_float(x, tuple(range(x.ndim - rank, x.ndim)), target), x)
+    windows = [adaptive(n, size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
     return _average_float(x, windows)
+
+
+def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Average) -> QTensor:
+    """Average windows of exact integers; C order divides 1 by one length after the other."""
+    rank = len(sizes)
+    if rank == 3 and x.int_repr.ndim == 4 and is_contiguous_channels_last(x.int_repr):
+        raise UnsupportedError(
+            "adaptive_avg_pool3d: torch misreads a single volume whose memory is dense with "
+            "depth innermost; add a batch dimension"
+        )
+    pairs = list(zip(x.shape[-rank:], sizes, strict=True))
+    if any(n * size >= 2**31 for n, size in pairs):
+        raise UnsupportedError(
+            f"adaptive_avg_pool: torch's int32 product of length and output size overflows, got "
+            f"{format_shape(x.shape)} to {list(sizes)}"
+        )
+    windows = [adaptive_rounded(n, size) for n, size in pairs]
+    rule = _rule(x, rank, target)
+    if rule.raw:
+        factor = reciprocals_in_turn(windows)
+    else:
+        factor = reciprocals(divisors(windows, count_padding=False))
+    return x.with_int_repr(averaged(x, windows, factor, rule))
 
 
 def _restrided(y: Array, x: Array) -> Array:
@@ -142,8 +173,10 @@ def reference_2d(
     r"""Average evenly spread windows, so that the result has a given size.
 
     Window *i* of *O* along a dimension of length *n* covers
-    :math:`\lfloor i n / O \rfloor \dots \lceil (i + 1) n / O \rceil`. With *D* elements in a
-    window and :math:`m = 1 / D` rounded to float32, quantized values are averaged exactly:
+    :math:`\lfloor i n / O \rfloor \dots \lceil (i + 1) n / O \rceil` (quantized, with product
+    and quotient rounded to float32). With *D* elements in a
+    window and :math:`m = 1 / D` rounded to float32 (in C order 1 is divided by one length after
+    the other, each time rounded), quantized values are averaged exactly:
 
     * in C order: :math:`q = \mathrm{rint}(m \sum q_i)`, the zero point is not looked at;
     * channels-last: :math:`q = \mathrm{rint}(\mathrm{fma}(S, m, z))` with

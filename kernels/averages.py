@@ -51,6 +51,28 @@ def divisors(windows: Sequence[Windows], *, count_padding: bool) -> Array:
     return product
 
 
+def reciprocals(divisor: Array) -> F32:
+    """Return what sums are multiplied with: quotients of float64, rounded."""
+    with np.errstate(divide="ignore"):
+        return (1.0 / divisor.astype(np.float64)).astype(np.float32)
+
+
+def reciprocals_in_turn(windows: Sequence[Windows]) -> F32:
+    """Return 1 divided by the lengths of each window one after the other, each time rounded.
+
+    Examples
+    --------
+    >>> w = Windows(np.array([0]), np.array([5]), np.array([5]))
+    >>> reciprocals_in_turn([w, w]) == reciprocals(np.array([[25]]))
+    array([[False]])
+    """
+    first, *others = (w.end - w.start for w in windows)
+    factor = reciprocals(first)
+    for lengths in others:
+        factor = np.divide.outer(factor, lengths.astype(np.float32))
+    return factor
+
+
 def window_sums(x: Array, windows: Sequence[Windows]) -> Array:
     """Sum integers over windows of the last dimensions, exactly, by differences of running sums.
 
@@ -69,16 +91,14 @@ def window_sums(x: Array, windows: Sequence[Windows]) -> Array:
     return sums
 
 
-def average(x: QTensor, windows: Sequence[Windows], divisor: Array, rule: Rule) -> Array:
+def average(x: QTensor, windows: Sequence[Windows], factor: F32, rule: Rule) -> Array:
     """Average over windows of the last dimensions, in plain NumPy."""
     q, zero_point = x.int_repr, int(x.zero_point)
     sums = window_sums(q if rule.raw else q.astype(np.int64) - zero_point, windows)
-    with np.errstate(divide="ignore"):
-        m = (1.0 / divisor.astype(np.float64)).astype(np.float32)
     added = 0 if rule.raw else zero_point
     real = sums.astype(np.int32).astype(np.float32)
-    body = ROUND[rule.body](real, m, added, x.dtype)
-    tail = ROUND[rule.tail](real, m, added, x.dtype)
+    body = ROUND[rule.body](real, factor, added, x.dtype)
+    tail = ROUND[rule.tail](real, factor, added, x.dtype)
     channel_axis = q.ndim - len(windows) - 1
     in_body = np.arange(q.shape[channel_axis]) < rule.body_channels
     averages = np.where(in_body.reshape(-1, *(1,) * len(windows)), body, tail)
@@ -91,7 +111,7 @@ def _fill(
     start: Any,
     end: Any,
     lengths: Any,
-    divisor: Any,
+    factor: Any,
     minus: int,
     plus: int,
     low: int,
@@ -116,7 +136,7 @@ def _fill(
                             row[i] += np.int64(line[i])
                 lines = (end[0, od] - start[0, od]) * (end[1, oh] - start[1, oh])
                 for ow in range(lengths[2]):
-                    m = np.float32(1.0 / np.float64(divisor[od, oh, ow]))
+                    m = factor[od, oh, ow]
                     first, last = start[2, ow], end[2, ow]
                     zeros = lines * (last - first) * minus
                     totals[:] = -zeros
@@ -131,7 +151,7 @@ def _fill(
                         y[n, od, oh, ow, c] = quantize(real, m, plus, low, high, rule)
 
 
-def average_compiled(x: QTensor, windows: Sequence[Windows], divisor: Array, rule: Rule) -> Array:
+def average_compiled(x: QTensor, windows: Sequence[Windows], factor: F32, rule: Rule) -> Array:
     """Average over windows of the last dimensions, in one compiled pass."""
     q, zero_point = x.int_repr, int(x.zero_point)
     rank = len(windows)
@@ -145,9 +165,9 @@ def average_compiled(x: QTensor, windows: Sequence[Windows], divisor: Array, rul
     y = np.empty((volume.shape[0], *lengths, volume.shape[4]), q.dtype)
     minus, plus = (0, 0) if rule.raw else (zero_point, zero_point)
     channels = q.shape[q.ndim - rank - 1]
-    divisor = np.ascontiguousarray(np.broadcast_to(divisor, lengths[3 - rank :])).reshape(lengths)
+    factor = np.ascontiguousarray(np.broadcast_to(factor, lengths[3 - rank :])).reshape(lengths)
     _fill(
-        *(volume, bounds[0], bounds[1], np.asarray(lengths), divisor, minus, plus),
+        *(volume, bounds[0], bounds[1], np.asarray(lengths), factor, minus, plus),
         *(*x.dtype.limits, channels, *rule[:3], y),
     )
     return from_volume(y, tuple(lengths[3 - rank :]), q, rank)

@@ -16,7 +16,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks
-from refquant.kernels.averages import Rule, average, average_compiled, divisors
+from refquant.kernels.averages import Rule, average, average_compiled, divisors, reciprocals
 from refquant.kernels.layout import channels_last, empty_suggested, is_contiguous_channels_last
 from refquant.kernels.rounding_jit import AFTER, BEFORE
 from refquant.kernels.windows import (
@@ -99,10 +99,10 @@ def _avg_pool(
         return _average_float(x, windows, divisor)
     if rank == 1:
         image = x.with_int_repr(as_image(x.int_repr))
-        y = averaged(image, windows, divisor, _rule(image, 2, target))
+        y = averaged(image, windows, reciprocals(divisor), _rule(image, 2, target))
         return x.with_int_repr(y[..., 0, :])
     x = _in_torch_layout(x, rank)
-    return x.with_int_repr(averaged(x, windows, divisor, _rule(x, rank, target)))
+    return x.with_int_repr(averaged(x, windows, reciprocals(divisor), _rule(x, rank, target)))
 
 
 def _average_float(x: F32, windows: list[Windows], divisor: Array) -> F32:

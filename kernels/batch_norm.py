@@ -12,7 +12,7 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import TensorType, qint8, quint8
+from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_channels_last, empty_suggested
@@ -74,8 +74,9 @@ def reference(
 
     Parameters
     ----------
-    qx : QTensor, quint8 or qint8
-        (N, C, ...), quantized per tensor.
+    qx : QTensor, quint8, qint8 or qint32
+        (N, C, ...), quantized per tensor; qint32 adds :math:`z_o` before rounding in the
+        first multiple of 8 channels.
     weight, bias, mean, var : float32, shape (C,)
         Scale, shift, running mean and running variance.
     eps : float
@@ -159,15 +160,20 @@ def _normalise(
     )
     distance = (x.astype(np.int64) - qx.zero_point).astype(np.float32)
     y = multiply_add(distance, alpha, beta, target)
-    q = rounding.round_after(y, one, output_zero_point, dtype)
-    if not target.fused_multiply_add:
-        channels = x.shape[1]
-        in_blocks = np.arange(channels) < channels // PLAIN_WIDTH * PLAIN_WIDTH
-        before = rounding.round_before(y, one, output_zero_point, dtype)
-        q = np.where(in_blocks.reshape(per_channel), before, q)
+    after = rounding.round_after(y, one, output_zero_point, dtype)
+    before = rounding.round_before(y, one, output_zero_point, dtype)
+    in_blocks = np.arange(x.shape[1]) < _blocks(qx, target)
+    q = np.where(in_blocks.reshape(per_channel), before, after)
     out = _empty_result(x)
     np.maximum(q, output_zero_point if relu else dtype.limits[0], out=out)
     return QTensor(out, output_scale, output_zero_point, None, dtype)
+
+
+def _blocks(x: QTensor, target: Target) -> int:
+    """Return how many channels add the zero point before rounding."""
+    if target.fused_multiply_add and x.dtype != qint32:
+        return 0
+    return x.shape[1] // PLAIN_WIDTH * PLAIN_WIDTH
 
 
 def _empty_result(x: Array) -> Array:
@@ -258,7 +264,7 @@ def _infer(name: str) -> Callable[..., TensorType]:
         output_zero_point: int,
     ) -> TensorType:
         """Check rank, number of channels and output parameters."""
-        checks.per_tensor(op, qx, (quint8, qint8))
+        checks.per_tensor(op, qx)
         if qx.rank not in ranks:
             accepted = " or ".join(map(str, ranks))
             raise VerifyError(f"{op}: expected rank {accepted}, got {qx}")
@@ -312,11 +318,11 @@ def _fill(
     floor: int,
     high: int,
     fused: bool,
+    blocks: int,
     y: Any,
 ) -> None:
-    """Normalise rows of channels."""
+    """Normalise rows of channels, of which the first ``blocks`` add ``to`` before rounding."""
     channels = x.shape[1]
-    blocks = 0 if fused else channels // 8 * 8
     one = np.float32(1)
     for i in range(x.shape[0]):
         for c in range(channels):
@@ -350,7 +356,7 @@ def _run(
         flat = (-1, x.shape[1])
         _fill(
             *(rows.reshape(flat), int(qx.zero_point), alpha, beta, output_zero_point),
-            *(floor, high, target.fused_multiply_add, y.reshape(flat)),
+            *(floor, high, target.fused_multiply_add, _blocks(qx, target), y.reshape(flat)),
         )
     out = np.moveaxis(y, -1, 1)
     if x.ndim < 4 or not x.size:

@@ -11,19 +11,23 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import TensorType, qint8, quint8
+from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.batch_norm import reference_float as batch_norm
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, is_channels_last
+from refquant.kernels.layout import empty_suggested, is_contiguous_channels_last
 from refquant.kernels.norms import (
     VECTOR_WIDTH,
+    Squares,
+    float_squares,
+    float_squares_compiled,
     moments,
     moments_one,
     multiply_add,
     multiply_add_one,
     quantize_one,
     quantize_split,
+    sums,
 )
 from refquant.kernels.pointwise import body_rule
 
@@ -35,8 +39,19 @@ MANY_PIXELS = 512
 
 
 def _is_nhwc(x: Array) -> bool:
-    """Whether torch takes its channels-last loop: also for maps of one pixel."""
-    return x.ndim == 4 and (is_channels_last(x) or x.shape[2] * x.shape[3] == 1)
+    """Whether torch takes its channels-last loop: also for dense maps of one pixel."""
+    return x.ndim == 4 and is_contiguous_channels_last(x)
+
+
+def _check_written(x: Array, num_groups: int) -> None:
+    """Refuse what torch leaves unwritten: channels-last it counts images up to a group's size."""
+    size = x.shape[1] // num_groups * int(np.prod(x.shape[2:]))
+    few = np.prod(x.shape[2:]) < MANY_PIXELS
+    if _is_nhwc(x) and few and len(x) > size:
+        raise UnsupportedError(
+            f"group_norm: torch returns uninitialised memory for all channels-last images after "
+            f"the first {size}, as many as a group has elements; got {len(x)} images"
+        )
 
 
 def _float_sums(q: Array, groups: int, threads: int) -> tuple[F32, F32]:
@@ -92,8 +107,9 @@ def reference(
 
     Parameters
     ----------
-    input : QTensor, quint8 or qint8
-        (N, C, ...) of rank 3 or more, quantized per tensor.
+    input : QTensor, quint8, qint8 or qint32
+        (N, C, ...) of rank 3 or more, quantized per tensor; squares of qint32 are added in
+        float32, in eight columns first (channels-last the channels of each pixel).
     weight, bias : float32, shape (C,), or None
         Scale and shift; 1 and 0 if None.
     num_groups : int
@@ -114,6 +130,9 @@ def reference(
     ------
     VerifyError
         If shapes do not fit or an output parameter is out of range.
+    UnsupportedError
+        For more channels-last images (of less than 512 pixels) than a group has elements: torch
+        leaves the others uninitialised.
 
     Examples
     --------
@@ -122,17 +141,36 @@ def reference(
     array([[[ 8, 12],
             [ 8, 12]]], dtype=uint8)
     """
+    parameters = (num_groups, eps, output_scale, output_zero_point, target)
+    return _normalise(input, weight, bias, *parameters, float_squares)
+
+
+def _normalise(
+    input: QTensor,
+    weight: F32 | None,
+    bias: F32 | None,
+    num_groups: int,
+    eps: float,
+    output_scale: float,
+    output_zero_point: int,
+    target: Target,
+    squares: Squares,
+) -> QTensor:
+    _check_written(input.int_repr, num_groups)
     n, channels = input.shape[:2]
     scale, zero_point = float(input.scale), int(input.zero_point)
     q = np.ascontiguousarray(input.int_repr).reshape(n, channels, -1).astype(np.int64)
     nhwc, many = _is_nhwc(input.int_repr), q.shape[2] >= MANY_PIXELS
     per_group = channels // num_groups
     if nhwc and many:
-        sums: tuple[Array, Array] = _float_sums(q, num_groups, target.threads)
+        summed: tuple[Array, Array] = _float_sums(q, num_groups, target.threads)
+    elif nhwc:
+        pixels = np.moveaxis(q.reshape(n, num_groups, per_group, -1), 2, 3)
+        total, each = sums(pixels, input.dtype, target, squares)
+        summed = total.sum(axis=-1), np.add.accumulate(each, axis=-1)[..., -1]
     else:
-        grouped = q.reshape(n, num_groups, -1)
-        sums = grouped.sum(axis=2), (grouped * grouped).sum(axis=2)
-    mean, r = moments(*sums, per_group * q.shape[2], scale, zero_point, eps, target)
+        summed = sums(q.reshape(n, num_groups, -1), input.dtype, target, squares)
+    mean, r = moments(*summed, per_group * q.shape[2], scale, zero_point, eps, target)
     mean, r = (np.repeat(part, per_group, axis=1) for part in (mean, r))
     gain = r if weight is None else r * weight
     shift = np.zeros(channels, np.float32) if bias is None else bias
@@ -171,15 +209,7 @@ def reference_instance(
 ) -> QTensor:
     """Normalise each channel of a quantized tensor over its pixels.
 
-    ``quantized::group_norm`` with one channel in a group. Images of one pixel are refused:
-    there torch returns uninitialised memory for all images but the first.
-
-    Raises
-    ------
-    VerifyError
-        As ``quantized::group_norm``.
-    UnsupportedError
-        For images of 1 x 1.
+    ``quantized::group_norm`` with one channel in a group.
 
     Examples
     --------
@@ -304,7 +334,7 @@ def infer(
 ) -> TensorType:
     """Check shapes, groups and output parameters."""
     op = "quantized::group_norm"
-    checks.per_tensor(op, input, (quint8, qint8))
+    checks.per_tensor(op, input)
     _check(op, input, num_groups, weight, bias, 3)
     qparams = checks.output_qparams(op, input.dtype, output_scale, output_zero_point)
     return TensorType(input.dtype, input.shape, qparams)
@@ -320,10 +350,8 @@ def infer_instance(
 ) -> TensorType:
     """Check shapes and output parameters."""
     op = "quantized::instance_norm"
-    checks.per_tensor(op, input, (quint8, qint8))
+    checks.per_tensor(op, input)
     _check(op, input, None, weight, bias, 3)
-    if input.shape[2:] == (1, 1):
-        raise UnsupportedError(f"{op}: torch returns uninitialised memory for 1 x 1 images")
     qparams = checks.output_qparams(op, input.dtype, output_scale, output_zero_point)
     return TensorType(input.dtype, input.shape, qparams)
 
@@ -478,7 +506,12 @@ def kernel(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference` in two compiled passes."""
+    if input.dtype == qint32:
+        parameters = (num_groups, eps, output_scale, output_zero_point, target)
+        parameters = (num_groups, eps, output_scale, output_zero_point, target)
+        return _normalise(input, weight, bias, *parameters, float_squares_compiled)
     x = input.int_repr
+    _check_written(x, num_groups)
     n, channels = x.shape[:2]
     contiguous = np.ascontiguousarray(x).reshape(n, channels, -1)
     pixels = contiguous.shape[2]

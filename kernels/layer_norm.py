@@ -12,17 +12,21 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import TensorType, format_shape, qint8, quint8
+from refquant.ir.types import TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.norms import (
     VECTOR_WIDTH,
+    Squares,
+    float_squares,
+    float_squares_compiled,
     moments,
     moments_one,
     multiply_add,
     multiply_add_one,
     quantize_one,
     quantize_split,
+    sums,
 )
 from refquant.kernels.pointwise import body_rule
 
@@ -57,8 +61,8 @@ def reference(
 
     Parameters
     ----------
-    input : QTensor, quint8 or qint8
-        Quantized per tensor.
+    input : QTensor, quint8, qint8 or qint32
+        Quantized per tensor. Squares of qint32 are added in float32, in eight columns first.
     weight, bias : float32 of the normalised shape, or None
         Scale and shift; 1 and 0 if None.
     normalized_shape : sequence of int
@@ -86,11 +90,25 @@ def reference(
     >>> reference(x, None, None, [2], 1e-5, 0.5, 10).int_repr
     array([[ 8, 12]], dtype=uint8)
     """
+    parameters = (normalized_shape, eps, output_scale, output_zero_point, target)
+    return _normalise(input, weight, bias, *parameters, float_squares)
+
+
+def _normalise(
+    input: QTensor,
+    weight: F32 | None,
+    bias: F32 | None,
+    normalized_shape: Sequence[int],
+    eps: float,
+    output_scale: float,
+    output_zero_point: int,
+    target: Target,
+    squares: Squares,
+) -> QTensor:
     n = int(np.prod(normalized_shape, dtype=np.int64))
     scale, zero_point = float(input.scale), int(input.zero_point)
     q = np.ascontiguousarray(input.int_repr).reshape(-1, n).astype(np.int64)
-    sums = q.sum(axis=1), (q * q).sum(axis=1)
-    mean, r = moments(*sums, n, scale, zero_point, eps, target)
+    mean, r = moments(*sums(q, input.dtype, target, squares), n, scale, zero_point, eps, target)
     distance = (q - zero_point).astype(np.float32) - mean[:, np.newaxis]
     gain = np.ones(n, np.float32) if weight is None else weight.reshape(-1)
     shift = np.zeros(n, np.float32) if bias is None else bias.reshape(-1)
@@ -163,7 +181,7 @@ def infer(
 ) -> TensorType:
     """Check shapes and output parameters."""
     op = "quantized::layer_norm"
-    checks.per_tensor(op, input, (quint8, qint8))
+    checks.per_tensor(op, input)
     _check_shapes(op, input, normalized_shape, weight, bias)
     qparams = checks.output_qparams(op, input.dtype, output_scale, output_zero_point)
     return TensorType(input.dtype, input.shape, qparams)
@@ -229,6 +247,9 @@ def kernel(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference` row by row, compiled."""
+    if input.dtype == qint32:
+        parameters = (normalized_shape, eps, output_scale, output_zero_point, target)
+        return _normalise(input, weight, bias, *parameters, float_squares_compiled)
     n = int(np.prod(normalized_shape, dtype=np.int64))
     x = np.ascontiguousarray(input.int_repr).reshape(-1, n)
     y = np.empty(x.shape, x.dtype)

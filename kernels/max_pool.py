@@ -12,6 +12,7 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks
 from refquant.kernels.jit import jit
@@ -28,6 +29,8 @@ from refquant.kernels.windows import (
 )
 
 Array = npt.NDArray[Any]
+# Engines whose kernel looks at the nearest pixel for each place outside.
+CLAMPING = (Engine.QNNPACK,)
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -39,10 +42,12 @@ def _max_pool(
     padding: IntOrInts,
     dilation: IntOrInts,
     ceil_mode: bool,
+    target: Target,
 ) -> QTensor | Array:
     geometry = _geometry(rank, kernel_size, stride, padding, dilation)
     if isinstance(x, QTensor):
-        return _on_image(x, geometry, ceil_mode, _max_quantized)
+        pool = _max_clamped if _is_clamped(x, geometry, ceil_mode, target) else _max_quantized
+        return _on_image(x, geometry, ceil_mode, pool)
     largest = _windows_max(x, -np.inf, geometry, ceil_mode)
     out = empty_suggested(x, x.dtype, largest.shape)
     out[...] = largest
@@ -62,6 +67,18 @@ def _on_image(
     flat: Geometry = ((1, *kernel), (1, *stride), (0, *padding), (1, *dilation))
     image = x.with_int_repr(as_image(x.int_repr))
     return x.with_int_repr(pool(image, flat, ceil_mode)[..., 0, :])
+
+
+def _is_clamped(x: QTensor, geometry: Geometry, ceil_mode: bool, target: Target) -> bool:
+    """Whether qnnpack's kernel runs, and padding shows pixels that are not in the window."""
+    runs = target.engine in CLAMPING and x.dtype == quint8 and not ceil_mode
+    return runs and len(geometry[0]) < 3 and max(geometry[2]) > 0 and max(geometry[3]) > 1
+
+
+def _max_clamped(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
+    """Take the nearest pixel for each place outside, also one that the window leaves out."""
+    largest = _windows_max(x.int_repr, None, geometry, ceil_mode)
+    return in_torch_memory(largest, x.int_repr, len(geometry[0]))
 
 
 def _max_quantized(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
@@ -91,15 +108,21 @@ def _lengths(x: Array, geometry: Geometry, ceil_mode: bool) -> tuple[int, ...]:
     return tuple(int(output_length(*sizes, ceil_mode)) for sizes in per_dim)  # type: ignore[arg-type]
 
 
-def _windows_max(x: Array, lowest: float, geometry: Geometry, ceil_mode: bool) -> Array:
-    """Maximum over shifted, strided views of the padded input, one view per window position."""
+def _windows_max(x: Array, lowest: float | None, geometry: Geometry, ceil_mode: bool) -> Array:
+    """Maximum over shifted, strided views of the padded input, one view per window position.
+
+    Padding is ``lowest``, or the nearest element.
+    """
     kernel, stride, _, dilation = geometry
     lengths = _lengths(x, geometry, ceil_mode)
     lead = x.ndim - len(kernel)
     pads = [(0, 0)] * lead
     for n, out, k, s, p, d in zip(x.shape[lead:], lengths, *geometry, strict=True):
         pads.append((p, max((out - 1) * s + d * (k - 1) + 1 - n - p, 0)))
-    padded = np.pad(x, pads, constant_values=lowest)
+    if lowest is None:
+        padded, lowest = np.pad(x, pads, "edge"), 0
+    else:
+        padded = np.pad(x, pads, constant_values=lowest)
     result = np.full(x.shape[:lead] + lengths, lowest, x.dtype)
     for position in product(*map(range, kernel)):
         view = tuple(
@@ -118,6 +141,7 @@ def reference_1d(
     padding: IntOrInts = 0,
     dilation: IntOrInts = 1,
     ceil_mode: bool = False,
+    target: Target = Target(),
 ) -> QTensor | Array:
     """Return the largest value of each window along the last dimension.
 
@@ -128,7 +152,7 @@ def reference_1d(
     >>> reference_1d(np.float32([[1, 3, 2, 5]]), 2)
     array([[3., 5.]], dtype=float32)
     """
-    return _max_pool(self, 1, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(self, 1, kernel_size, stride, padding, dilation, ceil_mode, target)
 
 
 def reference_2d(
@@ -138,6 +162,7 @@ def reference_2d(
     padding: IntOrInts = 0,
     dilation: IntOrInts = 1,
     ceil_mode: bool = False,
+    target: Target = Target(),
 ) -> QTensor | Array:
     r"""Return the largest value of each window.
 
@@ -168,6 +193,9 @@ def reference_2d(
         a quantized 1 x 1 map in NCHW memory, a larger result (by padding) comes out scrambled,
         its values in NHWC order.
 
+    Under qnnpack quint8 windows with dilation see, for each place in the padding, the nearest
+    pixel, even one that lies between the elements of the window (``ceil_mode`` false).
+
     Raises
     ------
     VerifyError
@@ -179,7 +207,7 @@ def reference_2d(
     >>> reference_2d(x, 2).int_repr
     array([[[[4]]]], dtype=uint8)
     """
-    return _max_pool(self, 2, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(self, 2, kernel_size, stride, padding, dilation, ceil_mode, target)
 
 
 def reference_3d(
@@ -189,6 +217,7 @@ def reference_3d(
     padding: IntOrInts = 0,
     dilation: IntOrInts = 1,
     ceil_mode: bool = False,
+    target: Target = Target(),
 ) -> QTensor | Array:
     """Return the largest value of each window over depth, height and width.
 
@@ -199,7 +228,7 @@ def reference_3d(
     >>> reference_3d(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), 2)
     array([[[[7.]]]], dtype=float32)
     """
-    return _max_pool(self, 3, kernel_size, stride, padding, dilation, ceil_mode)
+    return _max_pool(self, 3, kernel_size, stride, padding, dilation, ceil_mode, target)
 
 
 def _infer(rank: int) -> Callable[..., TensorType]:
@@ -296,11 +325,12 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         padding: IntOrInts = 0,
         dilation: IntOrInts = 1,
         ceil_mode: bool = False,
+        target: Target = Target(),
     ) -> QTensor | Array:
         """Compute the reference with one compiled loop over all windows."""
-        if not isinstance(self, QTensor):
-            return _max_pool(self, rank, kernel_size, stride, padding, dilation, ceil_mode)
         geometry = _geometry(rank, kernel_size, stride, padding, dilation)
+        if not isinstance(self, QTensor) or _is_clamped(self, geometry, ceil_mode, target):
+            return _max_pool(self, rank, *geometry, ceil_mode, target)
         return _on_image(self, geometry, ceil_mode, _max_compiled)
 
     return kernel

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.target import Target
-from refquant.ir.types import DType
+from refquant.ir.target import Isa, Target
+from refquant.ir.types import DType, qint32
 from refquant.kernels import rounding
 from refquant.kernels.jit import fma, jit
 from refquant.kernels.pointwise import quantize_body
@@ -16,9 +17,11 @@ from refquant.kernels.rounding_jit import quantize
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+Squares = Callable[[Array, Target], F32]
 
 # These loops are compiled for AVX2 also where AVX512 is present.
 VECTOR_WIDTH = 32
+LANES = 8
 
 
 def multiply_add(a: F32, b: F32, c: F32, target: Target) -> F32:
@@ -59,12 +62,72 @@ def quantize_split(
     return np.where(in_body, body, tail)
 
 
+def _lanes(target: Target) -> int:
+    return 0 if target.isa is Isa.DEFAULT else LANES
+
+
+def sums(q: Array, dtype: DType, target: Target, squares: Squares) -> tuple[Array, Array]:
+    """Sum integers and their squares over the last dimension; squares of qint32 in float32."""
+    if dtype == qint32:
+        return q.sum(axis=-1), squares(q, target)
+    return q.sum(axis=-1), (q * q).sum(axis=-1)
+
+
+def float_squares(q: Array, target: Target) -> F32:
+    """Sum squares over the last dimension in float32, in eight columns first.
+
+    Examples
+    --------
+    >>> float_squares(np.array([[4096, 1, 0, 0, 0, 0, 0, 0, 1]]), Target())
+    array([16777216.], dtype=float32)
+    """
+    x = q.astype(np.float32)
+    lanes = _lanes(target)
+    body = q.shape[-1] // LANES * lanes
+    columns = np.zeros((*q.shape[:-1], lanes), np.float32)
+    for begin in range(0, body, LANES):
+        part = x[..., begin : begin + LANES]
+        columns = multiply_add(part, part, columns, target)
+    total = np.zeros(q.shape[:-1], np.float32)
+    for lane in range(lanes):
+        total = total + columns[..., lane]
+    for i in range(body, q.shape[-1]):
+        total = multiply_add(x[..., i], x[..., i], total, target)
+    return total
+
+
 @jit
 def multiply_add_one(a: np.float32, b: np.float32, c: np.float32, fused: bool) -> Any:
     """Return ``a * b + c`` of one element."""
     if fused:
         return fma(a, b, c)
     return np.float32(np.float32(a * b) + c)
+
+
+@jit
+def _fill_squares(rows: Array, lanes: int, fused: bool, out: F32) -> None:
+    columns = np.empty(LANES, np.float32)
+    for r in range(rows.shape[0]):
+        columns[:] = 0
+        body = rows.shape[1] // LANES * lanes
+        for i in range(body):
+            x = np.float32(rows[r, i])
+            columns[i % LANES] = multiply_add_one(x, x, columns[i % LANES], fused)
+        total = np.float32(0)
+        for lane in range(lanes):
+            total = np.float32(total + columns[lane])
+        for i in range(body, rows.shape[1]):
+            x = np.float32(rows[r, i])
+            total = multiply_add_one(x, x, total, fused)
+        out[r] = total
+
+
+def float_squares_compiled(q: Array, target: Target) -> F32:
+    """Compute :func:`float_squares`, compiled."""
+    out = np.empty(q.shape[:-1], np.float32)
+    rows = np.ascontiguousarray(q).reshape(-1, q.shape[-1])
+    _fill_squares(rows, _lanes(target), target.fused_multiply_add, out.reshape(-1))
+    return out
 
 
 @jit

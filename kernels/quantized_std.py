@@ -8,15 +8,21 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType
 from refquant.kernels import checks, quantize_per_tensor, rounding
+from refquant.kernels.norms import Squares, float_squares, float_squares_compiled, sums
 
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]
 
 
 def reference(
-    self: QTensor, dim: Ints | None = None, correction: int = 1, keepdim: bool = False
+    self: QTensor,
+    dim: Ints | None = None,
+    correction: int = 1,
+    keepdim: bool = False,
+    target: Target = Target(),
 ) -> QTensor:
     r"""Return the standard deviation over dimensions, with the parameters of the input.
 
@@ -26,7 +32,8 @@ def reference(
     .. math:: q = Q\Big(s \sqrt{\max(S_2 / d - 2 \tfrac{S}{n} \tfrac{S}{d}
         + (\tfrac{S}{n})^2 \tfrac{n}{d}, 0)}\Big)
 
-    in float64, then rounded to float32 and quantized with the zero point added before rounding.
+    in float64 (:math:`S_2` of qint32 in float32, in eight columns first), then rounded to float32
+    and quantized with the zero point added before rounding.
     Otherwise, and for a single value with a correction, the input is dequantized, its deviation
     is computed in float64 and rounded to float32, and quantized as by
     ``aten::quantize_per_tensor``. torch uses Welford's recurrence in float64 there, whose last
@@ -61,34 +68,58 @@ def reference(
     >>> reference(QTensor(np.uint8([[1, 3], [0, 8]]), 0.5, 2), (1,), correction=0).int_repr
     array([3, 6], dtype=uint8)
     """
-    q, scale, zero_point = self.int_repr, float(self.scale), int(self.zero_point)
+    return _deviation(self, dim, correction, keepdim, target, float_squares)
+
+
+def kernel(
+    self: QTensor,
+    dim: Ints | None = None,
+    correction: int = 1,
+    keepdim: bool = False,
+    target: Target = Target(),
+) -> QTensor:
+    """Compute :func:`reference` with float sums compiled."""
+    return _deviation(self, dim, correction, keepdim, target, float_squares_compiled)
+
+
+def _deviation(
+    x: QTensor,
+    dim: Ints | None,
+    correction: int,
+    keepdim: bool,
+    target: Target,
+    squares: Squares,
+) -> QTensor:
+    q, scale, zero_point = x.int_repr, float(x.scale), int(x.zero_point)
     axes = _axes(q.ndim, dim)
     n = int(np.prod([q.shape[axis] for axis in axes]))
     last = axes == tuple(range(q.ndim - len(axes), q.ndim))
     contiguous = q.flags.c_contiguous
     with np.errstate(all="ignore"):
         if last and contiguous and not (n == 1 and correction):
-            real = _of_integers(q, axes, float(scale), correction)
-            made = rounding.quantize_before(real, scale, zero_point, self.dtype)
+            real = _of_integers(x, axes, correction, target, squares)
+            made = rounding.quantize_before(real, scale, zero_point, x.dtype)
         else:
             values = rounding.dequantize_plain(q, scale, zero_point).astype(np.float64)
             distance = values - values.mean(axis=axes, keepdims=True)
-            squares = (distance * distance).sum(axis=axes, keepdims=True)
-            real = np.sqrt(squares / max(n - correction, 0)).astype(np.float32)
-            made = quantize_per_tensor.reference(real, scale, zero_point, self.dtype).int_repr
+            total = (distance * distance).sum(axis=axes, keepdims=True)
+            real = np.sqrt(total / max(n - correction, 0)).astype(np.float32)
+            made = quantize_per_tensor.reference(real, scale, zero_point, x.dtype).int_repr
     shape = [length for axis, length in enumerate(made.shape) if keepdim or axis not in axes]
-    return self.with_int_repr(made.reshape(shape))
+    return x.with_int_repr(made.reshape(shape))
 
 
-def _of_integers(q: npt.NDArray[np.integer], axes: Ints, scale: float, correction: int) -> F32:
-    n = float(np.prod([q.shape[axis] for axis in axes]))
-    whole = q.astype(np.float64)
-    total = whole.sum(axis=axes, keepdims=True)
-    squares = (whole * whole).sum(axis=axes, keepdims=True)
+def _of_integers(
+    x: QTensor, axes: Ints, correction: int, target: Target, float_sums: Squares
+) -> F32:
+    rows = x.int_repr.reshape(*x.shape[: axes[0]], -1).astype(np.int64)
+    n = float(rows.shape[-1])
+    total, squares = (part.astype(np.float64) for part in sums(rows, x.dtype, target, float_sums))
     divisor = np.float64(max(n - correction, 0.0))
     mean, unbiased = total / n, total / divisor
     variance = squares / divisor - 2 * mean * unbiased + mean * mean * n / divisor
-    return np.asarray(np.sqrt(np.maximum(variance, 0)) * scale).astype(np.float32)
+    real = (np.sqrt(np.maximum(variance, 0)) * float(x.scale)).astype(np.float32)
+    return np.asarray(real).reshape(*x.shape[: axes[0]], *(1,) * len(axes))
 
 
 def _axes(rank: int, dim: Ints | None) -> Ints:
@@ -118,7 +149,7 @@ OPS = (
         name="aten::std",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=(
             "pytorch/aten/src/ATen/native/quantized/cpu/ReduceOps.cpp::std_out_quantized_cpu",
             "pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"

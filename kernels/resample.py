@@ -48,7 +48,7 @@ def infer_upsample(
     """Check rank, size and factors; spatial lengths become the new ones."""
     if not quantized:
         checks.is_float32(op, x)
-    checks.float_or_per_tensor(op, x, checks.QUANTIZED[:2])
+    checks.float_or_per_tensor(op, x)
     if x.rank != rank + 2:
         raise VerifyError(f"{op}: expected rank {rank + 2}, got {x}")
     if (output_size is None) == (scale_factors is None):

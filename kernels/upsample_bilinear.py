@@ -10,7 +10,7 @@ import numpy.typing as npt
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import TensorType, quint8
+from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import rounding
 from refquant.kernels.jit import fma, jit
 from refquant.kernels.layout import empty_suggested
@@ -123,8 +123,9 @@ def reference(
 
     on the integers themselves. In C order every step is rounded to float32. Channels-last the
     position is ``fma(r, i + 0.5, -0.5)`` and one product of each sum is fused: the second one in
-    the first ``C // 8 * 8`` channels, the first one in the others (none without vector
-    instructions). In C order an image whose size stays is copied, whatever the factors.
+    the first ``C // 8 * 8`` channels, the first one in the others (in all of qint32; none
+    without vector instructions). In C order an image whose size stays is copied, whatever the
+    factors.
 
     float32: the position and the weights as above, the blend in float64, rounded once. torch has
     several float kernels, chosen by layout and size: compare with a tolerance of
@@ -132,7 +133,7 @@ def reference(
 
     Parameters
     ----------
-    input : QTensor (quint8, qint8, per tensor) or float32 array
+    input : QTensor (quint8, qint8, qint32, per tensor) or float32 array
         (N, C, H, W).
     output_size : sequence of int, optional
         Height and width of the result.
@@ -170,8 +171,7 @@ def reference(
     x, zero_point = input.int_repr.astype(np.float32), int(input.zero_point)
     h, w, fused = _quantized_neighbours(input, output_size, align_corners, scale_factors, target)
     if fused:
-        channels = x.shape[1]
-        in_vectors = np.arange(channels) < channels // CHANNELS_PER_STEP * CHANNELS_PER_STEP
+        in_vectors = np.arange(x.shape[1]) < _vector_channels(input)
         body, tail = _second_fused(x, h, w), _first_fused(x, h, w)
         value = np.where(in_vectors.reshape(-1, 1, 1), body, tail)
     else:
@@ -179,6 +179,11 @@ def reference(
     centred = value - np.float32(zero_point)
     q = rounding.round_before(centred, np.float32(1), zero_point, input.dtype)
     return input.with_int_repr(in_torch_memory(q, input.int_repr, 2))
+
+
+def _vector_channels(x: QTensor) -> int:
+    """Return how many channels are blended in vectors, which torch has for 8 bits."""
+    return 0 if x.dtype == qint32 else x.shape[1] // CHANNELS_PER_STEP * CHANNELS_PER_STEP
 
 
 def infer(
@@ -206,6 +211,7 @@ def _fill(
     columns: Any,
     column_weights: F32,
     fused: bool,
+    vector_channels: int,
     zero_point: int,
     low: int,
     high: int,
@@ -219,7 +225,7 @@ def _fill(
                 for c in range(channels):
                     fuse = 0
                     if fused:
-                        fuse = 2 if c < channels // 8 * 8 else 1
+                        fuse = 2 if c < vector_channels else 1
                     a = np.float32(x[n, rows[0, i], columns[0, j], c])
                     b = np.float32(x[n, rows[0, i], columns[1, j], c])
                     top = _blend(column_weights[0, j], a, column_weights[1, j], b, fuse)
@@ -253,6 +259,7 @@ def kernel(
         np.stack(w[:2]),
         np.stack(w[2:]),
         fused,
+        _vector_channels(input),
         int(input.zero_point),
         *input.dtype.limits,
         y,

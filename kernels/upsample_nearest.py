@@ -39,7 +39,7 @@ def reference(
 
     Parameters
     ----------
-    input : QTensor (quint8, qint8, per tensor) or float32 array
+    input : QTensor (quint8, qint8, qint32, per tensor) or float32 array
         (N, C, ...); torch has no quantized form of rank 3.
     output_size : sequence of int, optional
         Spatial size of the result.

@@ -102,6 +102,23 @@ def adaptive(length: int, windows: int) -> Windows:
     return Windows(start, end, end - start)
 
 
+def adaptive_rounded(length: int, windows: int) -> Windows:
+    """Return :func:`adaptive` with torch's float32 quotients for quantized tensors.
+
+    They are exact up to products of 2**24; beyond, a window may begin or end elsewhere.
+
+    Examples
+    --------
+    >>> adaptive(30_001, 19_747).start[2024], adaptive_rounded(30_001, 19_747).start[2024]
+    (np.int64(3074), np.int64(3075))
+    """
+    i = np.arange(windows, dtype=np.int64)
+    count = np.float32(max(windows, 1))
+    start = np.floor((i * length).astype(np.float32) / count).astype(np.int64)
+    end = np.ceil(((i + 1) * length).astype(np.float32) / count).astype(np.int64)
+    return Windows(start, end, end - start)
+
+
 def spatial(op: str, x: TensorType, rank: int) -> tuple[Shape, Shape]:
     """Split a shape into leading and spatial dimensions; one batch dimension may be missing."""
     if x.rank not in (rank + 1, rank + 2):

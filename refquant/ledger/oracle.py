@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch.ao.quantization.fx._decomposed
 from refquant.importers import fx_torch
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import DType, QScheme
+from refquant.ir.types import DType, QScheme, quint8
 
 _GEOMETRY = ("stride", "padding", "output_padding", "dilation")
 
@@ -48,12 +49,19 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
     keywords = {key: to_torch(value) for key, value in attributes.items()}
     arguments = list(map(to_torch, operands))
     schema = _schema(function, len(operands), set(attributes))
+    if str(schema[0].type).endswith("EmbeddingPackedParamsBase"):
+        held = packed_table(operands[0])  # what is unpacked shares its memory
+        given = dict(zip([x.name for x in schema if _is_tensor(x)], arguments[1:], strict=False))
+        return deepcopy(from_torch(function(held, **given, **keywords)))
     if any("PackedParamsBase" in str(x.type) for x in schema):
         packed, rest = _pack(packet, arguments[1:], keywords)
         return from_torch(function(arguments[0], packed, *rest))
-    if str(schema[0].type).startswith("List[Tensor]"):
-        return from_torch(function(arguments, **keywords))
-    tensors = [x.name for x in schema if "Tensor" in str(x.type)][: len(operands)]
+    lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
+    if lists:  # of as many operands as are left
+        single = [x.name for x in schema if str(x.type) == "Tensor"]
+        named = dict(zip(single, arguments, strict=False))
+        return from_torch(function(**named, **{lists[0]: arguments[len(single) :]}, **keywords))
+    tensors = [x.name for x in schema if _is_tensor(x)][: len(operands)]
     if tensors == [x.name for x in schema[: len(operands)]]:
         return from_torch(function(*arguments, **keywords))
     return from_torch(function(**dict(zip(tensors, arguments, strict=True)), **keywords))
@@ -65,10 +73,14 @@ def _schema(function: Any, operands: int, attributes: set[str]) -> Any:
         return function._schema.arguments
     schemas = [getattr(function, name)._schema.arguments for name in function.overloads()]
     for schema in schemas:
-        tensors = sum("Tensor" in str(x.type) for x in schema)
+        tensors = sum(operands if "List" in str(x.type) else 1 for x in schema if _is_tensor(x))
         if attributes <= {x.name for x in schema} and tensors >= operands:
             return schema
     return schemas[0]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return "Tensor" in str(argument.type)
 
 
 def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -85,6 +97,19 @@ def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, l
     weight, bias, *others = tensors
     rest = [value for key, value in keywords.items() if key not in (*_GEOMETRY, "groups")]
     return function(weight, bias, *geometry, *groups), [*others, *rest]
+
+
+def packed_table(table: QTensor) -> Any:
+    """Return a table as torch packs it."""
+    x = np.asarray(table.int_repr)
+    if table.dtype == quint8:
+        weight = to_torch(table)
+    else:  # made from values of which every one is far from a tie
+        parts = (np.float32(1) * x, np.ones(len(x), np.float32), np.zeros(len(x), np.float32))
+        weight = torch.quantize_per_channel(*map(torch.from_numpy, parts), 0, torch.quint4x2)
+        weight.q_per_channel_scales().copy_(torch.from_numpy(table.scale))
+        weight.q_per_channel_zero_points().copy_(torch.from_numpy(table.zero_point))
+    return torch.ops.quantized.embedding_bag_prepack(weight)
 
 
 def this_machine() -> Target:

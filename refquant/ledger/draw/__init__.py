@@ -6,9 +6,17 @@ quantized ones.
 
 from refquant.ir.types import DType
 from refquant.ledger.cell import Sampler
-from refquant.ledger.draw import pointwise
+from refquant.ledger.draw import (
+    decomposed,
+    embeddings,
+    images,
+    moves,
+    norms,
+    pointwise,
+    quantize,
+)
 
-_FAMILIES = (pointwise,)
+_FAMILIES = (quantize, pointwise, norms, images, moves, embeddings, decomposed)
 
 SAMPLERS: dict[str, Sampler] = {
     name: sampler for family in _FAMILIES for name, sampler in family.SAMPLERS.items()
