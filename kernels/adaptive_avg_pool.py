@@ -232,6 +232,38 @@ def reference_3d(
     return _adaptive(self, 3, output_size, target)
 
 
+def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
+    """Average evenly spread windows of a quantized volume, one of 1 x 1 x 1 like all others.
+
+    See ``aten::adaptive_avg_pool2d`` for the arithmetic; ``aten::adaptive_avg_pool3d`` is this
+    except where the result is 1 x 1 x 1.
+
+    Examples
+    --------
+    >>> reference_windows(QTensor(np.uint8([[[[8, 7]]]]), 0.5, 7), 1).int_repr
+    array([[[[8]]]], dtype=uint8)
+    """
+    return _windows(self, output_size, target, average)
+
+
+def kernel_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_windows` in one compiled pass."""
+    return _windows(self, output_size, target, average_compiled)
+
+
+def _windows(x: QTensor, output_size: IntOrInts, target: Target, averaged: Average) -> QTensor:
+    sizes = per_dimension(output_size, 3, ())
+    windows = [adaptive(n, size) for n, size in zip(x.shape[-3:], sizes, strict=True)]
+    divisor = divisors(windows, count_padding=False)
+    return x.with_int_repr(averaged(x, windows, divisor, _rule(x, 3, target)))
+
+
+def infer_windows(self: TensorType, output_size: IntOrInts) -> TensorType:
+    """Check that the volume is quantized; the rest as for ``aten::adaptive_avg_pool3d``."""
+    checks.per_tensor("_adaptive_avg_pool3d", self)
+    return _infer(3)(self, output_size)
+
+
 def _infer(rank: int) -> Callable[..., TensorType]:
     op = f"adaptive_avg_pool{rank}d"
 
@@ -340,6 +372,22 @@ OPS = (
                 {"output_size": [1, 1, 1]},
                 np.reshape([8], (1, 1, 1, 1, 1)),
                 "aten::mean, by way of its integer kernel",
+            ),
+        ),
+    ),
+    Op(
+        name="aten::_adaptive_avg_pool3d",
+        reference=reference_windows,
+        infer=infer_windows,
+        kernels=dict.fromkeys(ENGINES, kernel_windows),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "one_voxel",
+                (_u8(np.reshape([8, 7], (1, 1, 1, 1, 2))),),
+                {"output_size": [1, 1, 1]},
+                np.reshape([8], (1, 1, 1, 1, 1)),
+                "not aten::mean: 7.5 without the zero point",
             ),
         ),
     ),
