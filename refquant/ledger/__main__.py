@@ -78,9 +78,12 @@ def main(
 def _line(cell: Cell, outcome: Outcome, seed: int) -> str:
     if outcome.status == "crash":
         return f"{cell}: the process died or fell silent: {outcome.refusal}"
+    again = f"--reproduce '{cell}' --sample {outcome.first} --seed {seed}"
+    if outcome.status == "broken":
+        return f"{cell}: {outcome.error}; {again}"
     return (
         f"{cell}: {outcome.mismatches} of {outcome.elements} elements differ, worst "
-        f"{outcome.worst:g}; --reproduce '{cell}' --sample {outcome.first} --seed {seed}"
+        f"{outcome.worst:g}; {again}"
     )
 
 

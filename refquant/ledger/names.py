@@ -20,10 +20,6 @@ def _scalar(name: str) -> str:
     return f"quantized::{stem}_scalar" + ("_relu" if relu else "")
 
 
-def _same(names: str, prefix: str = "quantized::", of: str = "quantized::") -> dict[str, str]:
-    return {f"{prefix}{name}": f"{of}{name}" for name in names.split()}
-
-
 FORMS: dict[str, str] = {
     # numbers as scalars, tensors or first argument; results written to a given tensor
     **{
@@ -48,8 +44,7 @@ FORMS: dict[str, str] = {
         for rank in (2, 3)
         for relu in ("", "_relu")
     },
-    **_same("add conv2d conv2d_relu linear linear_dynamic", "_quantized::"),
-    **_same("conv_transpose1d conv_transpose2d", "_quantized::"),
+    "_quantized::add": "quantized::add",
     # recurrent cells: products of the registry, and float arithmetic
     **{
         f"quantized::quantized_{cell}_cell_dynamic": "quantized::linear_dynamic"

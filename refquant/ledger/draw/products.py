@@ -188,11 +188,7 @@ SAMPLERS: dict[str, Sampler] = {
     **dict.fromkeys(_both("conv2d_add"), convolution_add),
     "_quantized::linear": linear,
     "_quantized::linear_dynamic": linear_dynamic,
-    **{
-        f"_quantized::conv{rank}d{relu}": partial(convolution, rank=rank)
-        for rank in (2, 3)
-        for relu in ("", "_relu")
-    },
+    **{f"_quantized::conv2d{relu}": partial(convolution, rank=2) for relu in ("", "_relu")},
     **{f"_quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2)},
     **{
         name: partial(convolution, rank=rank)
