@@ -333,7 +333,10 @@ def _(op: Any) -> list[Model]:
     return [(One(call, **parameters(3)), (drawn(*_INPUTS[3]),))]
 
 
-@shows(*(name for name in FORMS if name.startswith("_quantized::") and name[-3:] != "add"))
+@shows(
+    *(f"_quantized::{name}" for name in ("conv2d", "conv2d_relu", "linear", "linear_dynamic")),
+    *(f"_quantized::conv_transpose{rank}d" for rank in (1, 2)),
+)
 def _(op: Any) -> list[Model]:
     name = str(op).replace(".default", "").replace(".", "::")
     rank, transposed = rank_in(name), "transpose" in name

@@ -20,8 +20,10 @@ def _scalar(name: str) -> str:
     return f"quantized::{stem}_scalar" + ("_relu" if relu else "")
 
 
-def _same(names: str, prefix: str = "quantized::", of: str = "quantized::") -> dict[str, str]:
-    return {f"{prefix}{name}": f"{of}{name}" for name in names.split()}
+def _older(names: str) -> dict[str, str]:
+    """Return torch's older names of quantized operators that are no ops of their own."""
+    pairs = ((f"_quantized::{name}", f"quantized::{name}") for name in names.split())
+    return {older: name for older, name in pairs if older not in OPS}
 
 
 FORMS: dict[str, str] = {
@@ -48,8 +50,7 @@ FORMS: dict[str, str] = {
         for rank in (2, 3)
         for relu in ("", "_relu")
     },
-    **_same("add conv2d conv2d_relu linear linear_dynamic", "_quantized::"),
-    **_same("conv_transpose1d conv_transpose2d", "_quantized::"),
+    **_older("add conv2d conv2d_relu linear linear_dynamic conv_transpose1d conv_transpose2d"),
     # recurrent cells: products of the registry, and float arithmetic
     **{
         f"quantized::quantized_{cell}_cell_dynamic": "quantized::linear_dynamic"

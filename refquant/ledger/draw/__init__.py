@@ -10,13 +10,14 @@ from refquant.ledger.draw import (
     decomposed,
     embeddings,
     images,
+    memory,
     moves,
     norms,
     pointwise,
     quantize,
 )
 
-_FAMILIES = (quantize, pointwise, norms, images, moves, embeddings, decomposed)
+_FAMILIES = (quantize, pointwise, norms, images, moves, memory, embeddings, decomposed)
 
 SAMPLERS: dict[str, Sampler] = {
     name: sampler for family in _FAMILIES for name, sampler in family.SAMPLERS.items()
