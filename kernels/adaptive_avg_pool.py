@@ -242,19 +242,12 @@ def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Ta
     >>> reference_windows(QTensor(np.uint8([[[[8, 7]]]]), 0.5, 7), 1).int_repr
     array([[[[8]]]], dtype=uint8)
     """
-    return _windows(self, output_size, target, average)
+    return _quantized(self, per_dimension(output_size, 3, ()), target, average)
 
 
 def kernel_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
     """Compute :func:`reference_windows` in one compiled pass."""
-    return _windows(self, output_size, target, average_compiled)
-
-
-def _windows(x: QTensor, output_size: IntOrInts, target: Target, averaged: Average) -> QTensor:
-    sizes = per_dimension(output_size, 3, ())
-    windows = [adaptive(n, size) for n, size in zip(x.shape[-3:], sizes, strict=True)]
-    divisor = divisors(windows, count_padding=False)
-    return x.with_int_repr(averaged(x, windows, divisor, _rule(x, 3, target)))
+    return _quantized(self, per_dimension(output_size, 3, ()), target, average_compiled)
 
 
 def infer_windows(self: TensorType, output_size: IntOrInts) -> TensorType:
