@@ -186,18 +186,34 @@ OPS.declare(
         "quantized_conv": (
             *("quantized::conv1d", "quantized::conv2d", "quantized::conv3d"),
             *("quantized::conv1d_relu", "quantized::conv2d_relu", "quantized::conv3d_relu"),
+            *("_quantized::conv2d", "_quantized::conv2d_relu"),
+        ),
+        "quantized_conv_add": ("quantized::conv2d_add", "quantized::conv2d_add_relu"),
+        "quantized_conv_dynamic": (
+            *("quantized::conv1d_dynamic", "quantized::conv_transpose1d_dynamic"),
+            *("quantized::conv2d_dynamic", "quantized::conv_transpose2d_dynamic"),
+            *("quantized::conv3d_dynamic", "quantized::conv_transpose3d_dynamic"),
         ),
         "quantized_conv_transpose": (
             *("quantized::conv_transpose1d", "quantized::conv_transpose2d"),
-            "quantized::conv_transpose3d",
+            *("quantized::conv_transpose3d", "_quantized::conv_transpose1d"),
+            "_quantized::conv_transpose2d",
         ),
-        "quantized_linear": ("quantized::linear", "quantized::linear_relu"),
+        "quantized_linear": (
+            *("quantized::linear", "quantized::linear_relu", "_quantized::linear"),
+        ),
         "quantized_linear_dynamic": (
             *("quantized::linear_dynamic", "quantized::linear_relu_dynamic"),
+            "_quantized::linear_dynamic",
         ),
         "quantized_linear_dynamic_fp16": (
             *("quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic_fp16"),
             "quantized::linear_dynamic_fp16_unpacked_weight",
+        ),
+        "quantized_linear_fused": ("quantized::linear_leaky_relu", "quantized::linear_tanh"),
+        "quantized_linear_q_dq": (
+            "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+            "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32",
         ),
         "quantized_matmul": ("quantized::matmul",),
         "quantized_mul": (

@@ -100,12 +100,13 @@ def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Avera
             "depth innermost; add a batch dimension"
         )
     pairs = list(zip(x.shape[-rank:], sizes, strict=True))
-    if any(n * size >= 2**31 for n, size in pairs):
-        raise UnsupportedError(
-            f"adaptive_avg_pool: torch's int32 product of length and output size overflows, got "
-            f"{format_shape(x.shape)} to {list(sizes)}"
-        )
     windows = [adaptive_rounded(n, size) for n, size in pairs]
+    for (n, size), window in zip(pairs, windows, strict=True):
+        if n * size >= 2**31 or window.end.max(initial=0) > n:
+            raise UnsupportedError(
+                f"adaptive_avg_pool: torch's int32 and float32 windows leave the input, from "
+                f"length {n} to {size}"
+            )
     rule = _rule(x, rank, target)
     if rule.raw:
         factor = reciprocals_in_turn(windows)

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
+from refquant.ir.types import quint8
 from refquant.kernels.packing import Ints, Lanes, Layout, PackedWeight, ceil, depthwise_slots
 from refquant.kernels.registers import SLACK
-from refquant.kernels.requantize import Rule
-from refquant.kernels.tile import depthwise, multiply
+from refquant.kernels.requantize import Constants, Rounding, Stage
+from refquant.kernels.tile import DEPTHWISE, MULTIPLY
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -41,14 +42,6 @@ class Window(NamedTuple):
     lead: Ints
     spread: Ints
     out: Ints
-
-
-class Rounding(NamedTuple):
-    """Quantization parameters of the result; ``low`` is the zero point where relu is fused."""
-
-    scale: float
-    zero_point: int
-    low: int
 
 
 class _Tables(NamedTuple):
@@ -180,10 +173,67 @@ def convolve(
     bias: npt.NDArray[np.float32] | None,
     window: Window,
     rounding: Rounding,
-    rule: Rule,
+    stage: Stage,
     saturating: bool = False,
 ) -> Bytes:
-    """Run the compiled tile over (N, C, ...); the result has channels-last memory."""
+    """Convolve (N, C, ...) and requantise; the result has channels-last memory."""
+    images, outputs = x.shape[0], weight.sums.size
+    y = np.empty((images, *window.out, outputs), np.uint8)
+    if stage.loop is None:
+        lanes = weight.lanes(stage.constants, x, rounding.scale, bias)
+        _run(x, weight, window, lanes, stage.form, _limits(stage, rounding), y, saturating)
+    else:
+        total = convolution_sums(x, weight, window, saturating)
+        constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, outputs)
+        finish(stage, np.moveaxis(total, 1, -1), constants, rounding, y)
+    return np.moveaxis(y, -1, 1)
+
+
+def convolution_sums(
+    x: QTensor, weight: PackedWeight, window: Window, saturating: bool = False
+) -> npt.NDArray[np.int32]:
+    """Return the sums of a convolution, (N, OC, ...) with channels-last memory."""
+    y = np.empty((x.shape[0], *window.out, weight.sums.size), np.int32)
+    _run(x, weight, window, weight.lanes(None, x, 1.0, None), "sum", (0, 0, 0), y, saturating)
+    return np.moveaxis(y, -1, 1)
+
+
+def _limits(stage: Stage, rounding: Rounding) -> Ints:
+    """Return low, high and zero point as the tile takes them."""
+    _, zero_point, low, high = rounding
+    if stage.form == "fused":
+        return low - zero_point, high - zero_point, zero_point
+    return low, high, zero_point
+
+
+def finish(stage: Stage, total: Array, constants: Constants, rounding: Rounding, y: Array) -> None:
+    """Requantise sums (..., channels) into ``y``, both in C order."""
+    if stage.loop is None:
+        raise AssertionError(f"{stage.form} is finished in registers")
+    channels = total.shape[-1]
+    integer = constants.integer
+    stage.loop(
+        total.reshape(-1, channels),
+        np.zeros(0, np.int32) if integer is None else integer,
+        *(constants.addend, constants.factor, constants.multiplier, constants.output),
+        *rounding[1:],
+        y.reshape(-1, channels).view(np.uint8),
+    )
+
+
+def _run(
+    x: QTensor,
+    weight: PackedWeight,
+    window: Window,
+    lanes: Lanes,
+    form: str,
+    limits: Ints,
+    y: Array,
+    saturating: bool,
+) -> None:
+    """Lead the compiled tile over (N, C, ...), into (N, ..., OC) in C order."""
+    if y.size == 0:
+        return
     layout = weight.layout
     images, channels = x.shape[:2]
     outputs = weight.sums.size
@@ -191,29 +241,25 @@ def convolve(
     copies = outputs // layout.groups if layout.depthwise else 1
     depth = layout.run * channels // groups
     tables = _tables(x.shape, window, layout, depth, copies, weight.passes)
-    scale, zero_point, low = rounding
-    lanes = weight.lanes(rule, x, scale, bias)
-    limits = (low - zero_point, 255 - zero_point, zero_point)
-    y = np.empty(images * prod(window.out) * outputs, np.uint8)
-    axes = range(1, len(window.out) + 1)
-    if y.size:
-        rows = x.int_repr.transpose(0, *(axis + 1 for axis in axes), 1)
-        source = _flat(rows) if tables.direct else _place(rows, int(x.zero_point), tables, copies)
-        if layout.depthwise:
-            depthwise(
-                *(source, images, tables.step, tables.rows, tables.pixel_step, window.out[-1]),
-                *(tables.taps, weight.data, outputs, *lanes, *limits, saturating, y),
-            )
-        else:
-            multiply(
-                *(source, tables.step, tables.rows, y.size // outputs, tables.taps),
-                *(tables.depth4, weight.data, groups, channels // groups, outputs // groups),
-                *(*lanes, *limits, y),
-            )
-    return y.reshape(images, *window.out, outputs).transpose(0, len(window.out) + 1, *axes)
+    rows = np.moveaxis(x.int_repr, 1, -1)
+    source = _flat(rows) if tables.direct else _place(rows, int(x.zero_point), tables, copies)
+    into = y.reshape(-1)
+    if layout.depthwise:
+        DEPTHWISE[form](
+            *(source, images, tables.step, tables.rows, tables.pixel_step, window.out[-1]),
+            *(tables.taps, weight.data, outputs, *lanes, *limits, saturating, into),
+        )
+    else:
+        MULTIPLY[form](
+            *(source, tables.step, tables.rows, y.size // outputs, tables.taps),
+            *(tables.depth4, weight.data, groups, channels // groups, outputs // groups),
+            *(*lanes, *limits, into),
+        )
 
 
-def matrix_product(x: Bytes, weight: PackedWeight, lanes: Lanes, limits: Ints, y: Array) -> None:
+def matrix_product(
+    x: Bytes, weight: PackedWeight, lanes: Lanes, form: str, limits: Ints, y: Array
+) -> None:
     """Run the compiled tile over contiguous (rows, K), into contiguous (rows, channels)."""
     count, depth = x.shape
     if y.size == 0:
@@ -225,10 +271,56 @@ def matrix_product(x: Bytes, weight: PackedWeight, lanes: Lanes, limits: Ints, y
         source = _flat(x)
     rows = _matrix_rows(min(count, TABLE_ROWS), depth)
     segments = np.zeros(weight.passes, np.int64)
-    multiply(
+    MULTIPLY[form](
         *(source, rows.size * depth, rows, count, segments, ceil(depth, 4) // 4, weight.data),
         *(1, 0, weight.sums.size, *lanes, *limits, y.reshape(-1)),
     )
+
+
+def linear_product(
+    x: QTensor,
+    weight: PackedWeight,
+    bias: npt.NDArray[np.float32] | None,
+    rounding: Rounding,
+    stage: Stage,
+) -> Array:
+    """Multiply the rows of (..., K) by a packed weight and requantise; bytes of the result."""
+    rows = as_unsigned(x)
+    flat = np.ascontiguousarray(rows.int_repr).reshape(-1, x.shape[-1])
+    y = np.empty((*x.shape[:-1], weight.sums.size), np.uint8)
+    if stage.loop is None:
+        lanes = weight.lanes(stage.constants, rows, rounding.scale, bias)
+        matrix_product(flat, weight, lanes, stage.form, _limits(stage, rounding), y)
+    else:
+        total = linear_sums(x, weight)
+        channels = weight.sums.size
+        constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
+        finish(stage, total, constants, rounding, y)
+    return y
+
+
+def linear_sums(x: QTensor, weight: PackedWeight) -> npt.NDArray[np.int32]:
+    """Return the sums of a linear, (..., channels) in C order."""
+    rows = as_unsigned(x)
+    flat = np.ascontiguousarray(rows.int_repr).reshape(-1, x.shape[-1])
+    y = np.empty((*x.shape[:-1], weight.sums.size), np.int32)
+    matrix_product(flat, weight, weight.lanes(None, rows, 1.0, None), "sum", (0, 0, 0), y)
+    return y
+
+
+def as_unsigned(x: QTensor) -> QTensor:
+    """Return a qint8 tensor as quint8, integers and zero point moved by 128; quint8 as it is.
+
+    Examples
+    --------
+    >>> from refquant.ir.types import qint8
+    >>> y = as_unsigned(QTensor(np.int8([-128, 5]), 0.5, -3, None, qint8))
+    >>> y.int_repr, y.zero_point
+    (array([  0, 133], dtype=uint8), 125)
+    """
+    if x.dtype == quint8:
+        return x
+    return QTensor(x.int_repr.view(np.uint8) ^ np.uint8(128), x.scale, int(x.zero_point) + 128)
 
 
 @lru_cache(maxsize=256)

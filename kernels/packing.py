@@ -129,12 +129,13 @@ def _zero_point_terms(zero_point: Array) -> list[Array]:
 
 
 class Lanes(NamedTuple):
-    """What the tile adds and multiplies, in the order of packed channels."""
+    """What the tile adds and multiplies, in the order of packed channels; ``output`` is one."""
 
     correction: npt.NDArray[np.int32]
     addend: npt.NDArray[np.float32]
     factor: npt.NDArray[np.float32]
     multiplier: npt.NDArray[np.float32]
+    output: np.float32
 
 
 class PackedWeight(QTensor):
@@ -216,13 +217,20 @@ class PackedWeight(QTensor):
         return _unmatrix(matrix, self.layout, self.shape)
 
     def lanes(
-        self, rule: Rule, x: QTensor, scale: float, bias: npt.NDArray[np.float32] | None
+        self, rule: Rule | None, x: QTensor, scale: float, bias: npt.NDArray[np.float32] | None
     ) -> Lanes:
-        """Return the constants of the rounding for one input and output; the last are kept."""
+        """Return the constants of the rounding for one input and output; the last are kept.
+
+        Without a rule they are those of plain sums.
+        """
         key = (rule, x.scale, x.zero_point, scale, None if bias is None else bias.tobytes())
         lanes = self._lanes.get(key)
         if lanes is None:
-            each = rule(float(x.scale), self.scale, scale, bias, self.sums.size)
+            each = (
+                _unread(self.sums.size)
+                if rule is None
+                else rule(float(x.scale), self.scale, scale, bias, self.sums.size)
+            )
             lanes = self._in_lanes(int(x.zero_point), each)
             self.__dict__["_lanes"] = {key: lanes}
         return lanes
@@ -240,7 +248,14 @@ class PackedWeight(QTensor):
         if each.integer is not None:
             correction = correction + each.integer
         floats = (each.addend, each.factor, each.multiplier)
-        return Lanes(correction[order], *(values[order] for values in floats))
+        addend, factor, multiplier = (values[order] for values in floats)
+        return Lanes(correction[order], addend, factor, multiplier, each.output)
+
+
+def _unread(channels: int) -> Constants:
+    """Return constants for a tile that stores its sums."""
+    zeros = np.zeros(channels, np.float32)
+    return Constants(zeros, zeros, zeros)
 
 
 def _pack_panels(matrix: Array, terms: list[Array], layout: Layout) -> Int8:

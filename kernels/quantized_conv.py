@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
@@ -22,10 +24,12 @@ from refquant.kernels.accumulate import (
     weight_zero_points,
     windows,
 )
-from refquant.kernels.convolve import Rounding, Window, convolve
+from refquant.kernels.convolve import Window, convolve
+from refquant.kernels.engines import check_symmetric, combines_scales, is_unseen, resolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
+from refquant.kernels.requantize import Rounding, Stage
 
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]
@@ -55,6 +59,11 @@ class Geometry(NamedTuple):
         """Return the size of the output map."""
         attributes = zip(sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple(out_size(*axis) for axis in attributes)
+
+    def window(self, sizes: Ints) -> Window:
+        """Return how outputs look at inputs of a map of ``sizes``."""
+        kernel, stride, padding, dilation, _ = self
+        return Window(kernel, stride, dilation, padding, (1,) * len(kernel), self.out(sizes))
 
     def saturates(self, inputs: int, outputs: int) -> bool:
         """Whether fbgemm takes its depthwise kernel, which adds products in pairs of 16 bits."""
@@ -104,14 +113,23 @@ def reference(
     It is taken for 2 or 3 spatial axes when groups = input channels, output channels = groups or
     2 groups, groups % 8 = 0, kernel sizes in {3, 5, 7} with the last two equal, padding
     (k - 1) / 2, dilation 1 and strides 1 or 2. No pair saturates while all inputs are <= 127.
-    qnnpack has no such exception; it rounds as its ``quantized::linear``.
+    qnnpack has no such exception; it rounds as its ``quantized::linear``, but multiplies in
+    float64 in three dimensions when the kernel is 3x3x3 and each group has one input and one
+    output channel.
+
+    **onednn** rounds as its ``quantized::linear``, with the weight's scales as they are, not
+    inverted twice. Dilated depthwise convolutions in three dimensions run on a kernel that
+    multiplies the two scales first: ``float(acc) * (s_x' * s_w) + bias``.
+
+    **x86** is onednn for up to 100 groups and weight zero points 0, otherwise fbgemm.
 
     Parameters
     ----------
     x : quint8 (N, C, ...)
         Quantized per tensor, one to three spatial axes.
     weight : qint8 (OC, C / groups, ...)
-        Quantized per tensor, or per channel along axis 0; zero points may differ from 0.
+        Quantized per tensor, or per channel along axis 0; zero points may differ from 0 (under
+        onednn they must be 0).
     bias : float32 (OC,) or None
         Added before rounding.
     stride, padding, dilation : tuple of int
@@ -132,9 +150,12 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate all sums to 16 bits. From
-        ``infer`` also for the depthwise kernel in 3-D where the output's depth or height is
-        below the padding: torch writes past its memory there.
+        If ``target.isa`` is not avx512_vnni (but under qnnpack): other machines saturate all
+        sums to 16 bits. Also where torch's result is not defined: for fbgemm's depthwise kernel
+        in 3-D if the output's depth or height is below the padding, because it writes past its
+        memory there; under onednn if along the last axis every output lies in the padding, which
+        gives wrong results or ends the process, and if a group has one input and several output
+        channels, where some shapes give wrong sums.
 
     Examples
     --------
@@ -172,40 +193,95 @@ def _exact(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    rule = requantize.rule_for("conv", requantize.CONVOLUTION, target)
+    stage, saturating = plan("conv", x, weight, geometry, target)
+    channels = weight.shape[0]
+    constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
+    y = empty_channels_last((x.shape[0], channels, *geometry.out(x.shape[2:])), np.uint8)
+    for image, part, total in sums(x, weight, geometry, saturating):
+        rows = np.moveaxis(y[image], 0, -1).reshape(-1, channels)
+        rows[part] = stage.finish(total, constants, rounding)
+    return QTensor(y, rounding.scale, rounding.zero_point)
+
+
+def sums(
+    x: QTensor, weight: QTensor, geometry: Geometry, saturating: bool
+) -> Iterator[tuple[int, slice, npt.NDArray[np.int32]]]:
+    """Yield an image, some of its output pixels and their sums (pixels, channels)."""
     kernel, stride, padding, dilation, groups = geometry
     images, inputs = x.shape[:2]
     channels = weight.shape[0]
-    out = geometry.out(x.shape[2:])
-    zero = int(x.zero_point)
-    constants = rule(float(x.scale), weight.scale, rounding.scale, bias, channels)
-    saturating = _saturates(geometry, x.shape, channels, target)
+    out, zero = geometry.out(x.shape[2:]), int(x.zero_point)
     factor = weight.int_repr.reshape(groups, channels // groups, -1)
     weight_zero = weight_zero_points(weight, channels)
-    y = empty_channels_last((images, channels, *out), np.uint8)
-    pixels = int(np.prod(out))
+    size = BLOCK // max(inputs * int(np.prod(kernel)), channels)
     for image in range(images):
-        rows = np.moveaxis(y[image], 0, -1).reshape(pixels, channels)
-        for part in blocks(pixels, BLOCK // max(inputs * int(np.prod(kernel)), channels)):
+        for part in blocks(int(np.prod(out)), size):
             seen = windows(x.int_repr[image], part, out, kernel, stride, padding, dilation, zero)
             if saturating:
                 repeated = np.repeat(seen, channels // inputs, 1)
                 total = dot_saturating(repeated, zero, factor.reshape(channels, -1), weight_zero)
             else:
                 total = dot(seen.reshape(len(seen), groups, -1), zero, factor, weight_zero)
-            rows[part] = requantize.apply(total, constants, rounding.zero_point, rounding.low)
-    return QTensor(y, rounding.scale, rounding.zero_point)
+            yield image, part, total
 
 
-def _saturates(geometry: Geometry, shape: tuple[int, ...], channels: int, target: Target) -> bool:
-    """Whether sums saturate; refuse the one case of qnnpack that rounds otherwise."""
-    if target.engine is not Engine.QNNPACK:
-        return geometry.saturates(shape[1], channels)
-    if geometry.kernel == (3, 3, 3) and geometry.groups == shape[1] == channels:
+def plan(
+    op: str, x: QTensor, weight: QTensor, geometry: Geometry, target: Target
+) -> tuple[Stage, bool]:
+    """Return the output stage, and whether sums of pairs saturate to 16 bits."""
+    target = resolve(target, weight, geometry.groups, transposed=False)
+    planner = requantize.stage_for(op, PLANS, target)
+    return planner(op, x.shape, weight, geometry)
+
+
+def _plan_fbgemm(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> tuple[Stage, bool]:
+    saturating = geometry.saturates(shape[1], weight.shape[0])
+    out = geometry.out(shape[2:])
+    below = any(n < p for n, p in zip(out[:2], geometry.padding[:2], strict=True))
+    if len(out) == 3 and saturating and below:
         raise UnsupportedError(
-            "conv3d: qnnpack requantises depthwise 3x3x3 in float64, which is not reproduced"
+            f"{op}: torch's depthwise kernel corrupts memory where the output's depth or height "
+            f"is below the padding, got {format_shape(out)} with padding={geometry.padding}"
         )
-    return False
+    return requantize.FLOAT_BIAS, saturating
+
+
+def _plan_qnnpack(
+    _op: str, shape: Ints, weight: QTensor, geometry: Geometry
+) -> tuple[Stage, bool]:
+    depthwise = geometry.groups == shape[1] == weight.shape[0]
+    if depthwise and geometry.kernel == (3, 3, 3):
+        return requantize.INTEGER_BIAS_WIDE, False
+    return requantize.INTEGER_BIAS, False
+
+
+def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> tuple[Stage, bool]:
+    kernel, stride, padding, dilation, groups = geometry
+    check_symmetric(op, weight)
+    each = shape[1] // groups, weight.shape[0] // groups
+    if groups > 1 and each[0] == 1 < each[1]:
+        raise UnsupportedError(
+            f"{op}: oneDNN's depth multiplier is wrong for some shapes, got groups={groups} with "
+            f"{weight.shape[0]} output channels; use as many as groups, or engine fbgemm"
+        )
+    axes = (shape[2:], geometry.out(shape[2:]), kernel, stride, padding, dilation)
+    size, out, *last = (values[-1] for values in axes)
+    if is_unseen(size, out, *last):
+        raise UnsupportedError(
+            f"{op}: oneDNN computes wrongly, or ends the process, where no output sees an input "
+            f"along the last axis, got {size} inputs with padding={padding} and stride={stride}"
+        )
+    if combines_scales(kernel, dilation, groups, each):
+        return requantize.CONVOLUTION_COMBINED, False
+    return requantize.CONVOLUTION_SCALED, False
+
+
+# How each engine rounds, by shape; x86 is one of the others.
+PLANS = {
+    Engine.FBGEMM: _plan_fbgemm,
+    Engine.QNNPACK: _plan_qnnpack,
+    Engine.ONEDNN: _plan_onednn,
+}
 
 
 def check_axes(op: str, rank: int, least: dict[str, tuple[Ints, int]]) -> None:
@@ -262,13 +338,6 @@ def infer(
     geometry = Geometry(tuple(kernel), stride, padding, dilation, groups)
     out = geometry.out(x.shape[2:])
     check_out(op, out)
-    if rank == 3 and geometry.saturates(groups * inputs, channels):
-        depth_and_height = zip(out[:2], padding[:2], strict=True)
-        if any(isinstance(n, int) and n < p for n, p in depth_and_height):
-            raise UnsupportedError(
-                f"{op}: torch's depthwise kernel corrupts memory where the output's depth or "
-                f"height is below the padding, got {format_shape(out)} with padding={padding}"
-            )
     qparams = checks.output_qparams(op, quint8, scale, zero_point)
     return TensorType(quint8, (x.shape[0], channels, *out), qparams)
 
@@ -322,13 +391,9 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    rule = requantize.rule_for("conv", requantize.CONVOLUTION, target)
-    kernel, stride, padding, dilation, groups = geometry
-    packed = pack(weight, dilation=dilation, groups=groups)
-    ones = (1,) * len(kernel)
-    window = Window(kernel, stride, dilation, padding, ones, geometry.out(x.shape[2:]))
-    saturating = _saturates(geometry, x.shape, weight.shape[0], target)
-    y = convolve(x, packed, bias, window, rounding, rule, saturating)
+    stage, saturating = plan("conv", x, weight, geometry, target)
+    packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
+    y = convolve(x, packed, bias, geometry.window(x.shape[2:]), rounding, stage, saturating)
     return QTensor(y, rounding.scale, rounding.zero_point)
 
 
@@ -377,12 +442,12 @@ _SOURCE = (
     "pytorch/FBGEMM/src/GenerateI8Depthwise.cc::GenI8Depthwise",
 )
 
-OPS = tuple(
+_STATIC = tuple(
     Op(
         name=f"quantized::conv{rank}d{suffix}",
         reference=formula,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(requantize.CONVOLUTION, fast),
+        kernels=dict.fromkeys(ALL_ENGINES, fast),
         pack=pack,
         source=_SOURCE,
         cases=_cases(rank, relu=bool(suffix)),
@@ -390,3 +455,7 @@ OPS = tuple(
     for rank in (1, 2, 3)
     for suffix, formula, fast in (("", reference, kernel), ("_relu", reference_relu, kernel_relu))
 )
+
+# torch's older names for two of them.
+_OLD = {f"quantized::conv2d{suffix}": f"_quantized::conv2d{suffix}" for suffix in ("", "_relu")}
+OPS = (*_STATIC, *(replace(op, name=_OLD[op.name]) for op in _STATIC if op.name in _OLD))

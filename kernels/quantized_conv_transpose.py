@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,17 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks
-from refquant.kernels.convolve import Rounding, Window, convolve
+from refquant.kernels.convolve import Window, convolve
+from refquant.kernels.engines import check_symmetric, divides, leaves_gaps, resolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_conv import check_axes, check_map, check_out
 from refquant.kernels.quantized_linear import check_weight
+from refquant.kernels.requantize import Rounding, Stage
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -66,12 +69,21 @@ def reference(
     and weight, then ``rint(v * (a / scale)) + zero_point`` clamped to [0, 255]; under qnnpack
     (one and two dimensions) as its ``quantized::linear``.
 
+    **onednn** rounds as its ``quantized::conv2d``, but divides by the output's scale instead of
+    multiplying with its reciprocal where only its reference kernel takes the shape: mostly
+    three-dimensional depthwise convolutions, strides together with dilation along one axis,
+    paddings as long as the dilated kernel (``engines.divides`` has the whole rule).
+
+    **x86** is onednn for up to 100 groups, weight zero points 0 and no output padding, otherwise
+    fbgemm.
+
     Parameters
     ----------
     x : quint8 (N, C, ...)
         Quantized per tensor, one to three spatial axes.
     weight : qint8 (C, OC / groups, ...)
-        Quantized per tensor, as torch demands; the zero point may differ from 0.
+        Quantized per tensor, under qnnpack also per channel along axis 1; zero points may differ
+        from 0 (under onednn they must be 0).
     bias : float32 (OC,) or None
         Added before rounding.
     stride, padding, output_padding, dilation : tuple of int
@@ -92,11 +104,14 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni, the weight is quantized per channel, or torch's
-        result is not defined: with a 2-d kernel of height 2 and width 1 to 6, stride 1 or 2, no
-        padding or dilation, one group and channels divisible by 8, the fbgemm of torch 2.13.0
-        takes a path that computes the first image only, misplaces its rows where the stride is
-        2, and cannot unpack the weight, so that even a copy of the model has another one.
+        If ``target.isa`` is not avx512_vnni (but under qnnpack) or the engine does not take the
+        weight's quantization or the output padding. Also where torch's result is not defined:
+        under fbgemm with a 2-d kernel of height 2 and width 1 to 6, stride 1 or 2, no padding or
+        dilation, one group and channels divisible by 8, where torch 2.13.0 takes a path that
+        computes the first image only, misplaces its rows where the stride is 2, and cannot
+        unpack the weight; under onednn with other numbers of inputs and outputs in a group, where
+        it gets the weight in the wrong order, and, unless the input's zero point is 0, if two
+        neighbouring rows or planes of the result see no input; under qnnpack in three dimensions.
 
     Examples
     --------
@@ -105,23 +120,25 @@ def reference(
     >>> reference(x, w, None, (2,), (0,), (1,), (1,), 1, 0.25, 10).int_repr
     array([[[12, 14, 14, 18, 10]]], dtype=uint8)
     """
-    rule = requantize.rule_for("conv_transpose", requantize.CONVOLUTION, target)
     geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
+    stage = plan("conv_transpose", x, weight, geometry, groups, target)
     out = geometry.out(x.shape[2:])
     images, inputs = x.shape[0], x.shape[1] // groups
     each = weight.shape[1]
-    constants = rule(float(x.scale), weight.scale, scale, bias, groups * each)
-    shift = int(weight.zero_point)
+    constants = stage.constants(float(x.scale), weight.scale, scale, bias, groups * each)
+    rounding = Rounding(scale, zero_point)
+    shift = np.broadcast_to(np.asarray(weight.zero_point), (each,))
     y = empty_channels_last((images, groups * each, *out), np.uint8)
     for image in range(images):
         for group in range(groups):
             feed = slice(group * inputs, (group + 1) * inputs)
             rows = np.moveaxis(x.int_repr[image, feed], 0, -1)
             for part in blocks(each, BLOCK // max(int(np.prod(out)), inputs)):
-                factor = weight.int_repr[feed, part].astype(np.float64) - shift
+                factor = np.moveaxis(weight.int_repr[feed, part].astype(np.float64), 1, -1)
+                factor = np.moveaxis(factor - shift[part], -1, 1)
                 total = _scatter(rows, int(x.zero_point), factor, geometry, out)
                 live = slice(group * each + part.start, group * each + part.stop)
-                q = requantize.apply(total, constants.of(live), zero_point, 0)
+                q = stage.finish(total, constants.of(live), rounding)
                 y[image, live] = np.moveaxis(q, -1, 0)
     return QTensor(y, scale, zero_point)
 
@@ -147,6 +164,75 @@ def _scatter(
     return total[tuple(slice(p, p + o) for p, o in zip(padding, out, strict=True))]
 
 
+def plan(
+    op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int, target: Target
+) -> Stage:
+    """Return the output stage; refuse what the engine does not take or computes wrongly."""
+    extra = geometry.output_padding
+    target = resolve(target, weight, groups, transposed=True, output_padding=extra)
+    planner = requantize.stage_for(op, PLANS, target)
+    return planner(op, x, weight, geometry, groups)
+
+
+def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
+    if weight.axis is not None:
+        raise UnsupportedError(
+            f"{op}: engine {engine} needs a weight quantized per tensor, got per channel"
+        )
+
+
+def _plan_fbgemm(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+    _check_per_tensor(op, Engine.FBGEMM, weight)
+    inputs, outputs = weight.shape[:2]
+    if groups == 1 and _is_undefined(geometry, inputs, outputs):
+        raise UnsupportedError(
+            f"{op}: torch 2.13's fbgemm computes kernel {geometry.kernel} with {inputs} to "
+            f"{outputs} channels wrongly and cannot unpack its weight; its results are not defined"
+        )
+    return requantize.FLOAT_BIAS
+
+
+def _plan_qnnpack(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+    if weight.axis is not None and groups > 1:
+        raise UnsupportedError(
+            f"{op}: with groups={groups} qnnpack reads past the scales of a weight quantized per "
+            "channel; use one per tensor"
+        )
+    return requantize.INTEGER_BIAS
+
+
+def _plan_onednn(op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+    check_symmetric(op, weight)
+    _check_per_tensor(op, Engine.ONEDNN, weight)
+    kernel, stride, padding, extra, dilation = geometry
+    if any(extra):
+        raise UnsupportedError(f"{op}: engine onednn needs output_padding 0, got {extra}")
+    each = weight.shape[0] // groups, weight.shape[1]
+    if each[0] != each[1]:
+        raise UnsupportedError(
+            f"{op}: torch hands oneDNN a weight in the wrong order unless a group has as many "
+            f"outputs as inputs, got {each[0]} to {each[1]}; use engine fbgemm"
+        )
+    out = geometry.out(x.shape[2:])
+    if divides(kernel, stride, padding, dilation, out, groups, each):
+        return requantize.CONVOLUTION_DIVIDED
+    if x.zero_point != 0 and leaves_gaps(kernel, stride, dilation):
+        raise UnsupportedError(
+            f"{op}: oneDNN reads memory that it did not write where two rows or planes see no "
+            f"input, got stride={stride} for kernel {kernel} with dilation={dilation} and input "
+            f"zero point {x.zero_point}"
+        )
+    return requantize.CONVOLUTION_SCALED
+
+
+# How each engine rounds, by shape; x86 is one of the others.
+PLANS = {
+    Engine.FBGEMM: _plan_fbgemm,
+    Engine.QNNPACK: _plan_qnnpack,
+    Engine.ONEDNN: _plan_onednn,
+}
+
+
 def infer(
     x: TensorType,
     weight: TensorType,
@@ -164,9 +250,7 @@ def infer(
     """Check operands and attributes; only the batch may be symbolic."""
     op = f"conv_transpose{rank}d"
     check_map(op, x, rank)
-    check_weight(op, weight, rank + 2)
-    if weight.qparams is not None and weight.qparams.axis is not None:
-        raise UnsupportedError(f"{op}: torch's fbgemm has no per channel weights here")
+    check_weight(op, weight, rank + 2, axis=1)
     least = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
     check_axes(op, rank, {**least, "output_padding": (output_padding, 0)})
     inputs, each, *kernel = (size for size in weight.shape if isinstance(size, int))
@@ -179,11 +263,6 @@ def infer(
         )
     checks.vector(op, bias, groups * each, "bias")
     geometry = Geometry(tuple(kernel), stride, padding, output_padding, dilation)
-    if groups == 1 and _is_undefined(geometry, inputs, each):
-        raise UnsupportedError(
-            f"{op}: torch 2.13's fbgemm computes kernel {geometry.kernel} with {inputs} to {each} "
-            "channels wrongly and cannot unpack its weight; its results are not defined"
-        )
     out = geometry.out(x.shape[2:])
     check_out(op, out)
     qparams = checks.output_qparams(op, quint8, scale, zero_point)
@@ -225,14 +304,19 @@ def kernel(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference` as a convolution of the spread input with the flipped kernel."""
-    rule = requantize.rule_for("conv_transpose", requantize.CONVOLUTION, target)
-    taps = weight.shape[2:]
-    out = Geometry(taps, stride, padding, output_padding, dilation).out(x.shape[2:])
+    geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
+    stage = plan("conv_transpose", x, weight, geometry, groups, target)
+    taps, out = geometry.kernel, geometry.out(x.shape[2:])
     packed = pack(weight, dilation=dilation, groups=groups)
     lead = tuple(d * (k - 1) - p for k, p, d in zip(taps, padding, dilation, strict=True))
     window = Window(taps, (1,) * len(taps), dilation, lead, stride, out)
-    y = convolve(x, packed, bias, window, Rounding(scale, zero_point, 0), rule)
+    y = convolve(x, packed, bias, window, Rounding(scale, zero_point), stage)
     return QTensor(y, scale, zero_point)
+
+
+def engines(rank: int) -> tuple[Engine, ...]:
+    """Return the engines that compute it; qnnpack's 3-D form is wrong in most cases."""
+    return tuple(e for e in ALL_ENGINES if rank < 3 or e is not Engine.QNNPACK)
 
 
 def _cases(rank: int) -> tuple[Case, ...]:
@@ -251,24 +335,21 @@ def _cases(rank: int) -> tuple[Case, ...]:
     overlapped = np.reshape([12, 18, 18], end)
     spread = np.reshape([12, 14, 14, 18, 10], end)
     cut = {**plain, "padding": (*zeros[1:], 1)}
+    why = "the end sees no input"
+    padded = tuple(e for e in engines(rank) if e is not Engine.ONEDNN)
     return (
         Case("ties", (line, pair, bias), {**plain, **rest}, overlapped, "2.5, 8.5 to even"),
-        Case("stride", (line, pair, None), {**apart, **rest}, spread, "the end sees no input"),
+        Case("stride", (line, pair, None), {**apart, **rest}, spread, why, padded),
         Case("padding", (line, pair, None), {**cut, **rest}, np.reshape([18], end), "cuts"),
     )
 
 
-OPS = tuple(
+_STATIC = tuple(
     Op(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
         infer=partial(infer, rank=rank),
-        # torch's 3-D form under qnnpack is wrong in most cases.
-        kernels={
-            engine: kernel
-            for engine in requantize.CONVOLUTION
-            if rank < 3 or engine is Engine.FBGEMM
-        },
+        kernels=dict.fromkeys(engines(rank), kernel),
         pack=pack,
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"
@@ -278,4 +359,10 @@ OPS = tuple(
         cases=_cases(rank),
     )
     for rank in (1, 2, 3)
+)
+
+# torch's older names for two of them.
+OPS = (
+    *_STATIC,
+    *(replace(op, name=f"_{op.name}") for op in _STATIC[:2]),
 )

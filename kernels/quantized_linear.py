@@ -1,21 +1,25 @@
-"""``quantized::linear`` and ``linear_relu``: uint8 rows times an int8 weight, to uint8."""
+"""``quantized::linear`` and ``linear_relu``: 8-bit rows times an int8 weight, to 8 bits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import VerifyError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
-from refquant.kernels.convolve import matrix_product
+from refquant.kernels.convolve import linear_product
+from refquant.kernels.engines import check_symmetric
 from refquant.kernels.packing import Layout, PackedWeight
+from refquant.kernels.requantize import Rounding, Stage
 
 F32 = npt.NDArray[np.float32]
 
@@ -47,12 +51,23 @@ def reference(
     saturates (``a`` here multiplied in float64, then rounded), and ``a * (1 / s)`` instead of
     the quotient.
 
+    **onednn**: the real value is ``float(sum) * s_x' * s_w' + bias``, each step rounded to
+    float32, and
+
+    .. math:: q = \mathrm{rint}(\mathrm{clamp}(real \cdot (1 / s') + z, low, 255))
+
+    so ties are met *after* the zero point was added in float32, and what is far too large gives
+    255. Scales with a prime were inverted twice: ``s' = 1 / f32(1 / s)`` with ``1 / s`` in
+    float64, and ``1 / f32(1 / f32(s_w))`` for a weight quantized per channel. A qint8 input is
+    multiplied by another kernel of oneDNN, which divides by ``s'`` instead; the result is qint8.
+
     Parameters
     ----------
     x : quint8 (..., K), rank >= 2
-        Quantized per tensor.
+        Quantized per tensor; under onednn also qint8.
     weight : qint8 (N, K)
-        Quantized per tensor, or per channel along axis 0; zero points may differ from 0.
+        Quantized per tensor, or per channel along axis 0; zero points may differ from 0 (under
+        onednn they must be 0).
     bias : float32 (N,) or None
         Added before rounding.
     scale, zero_point : float, int
@@ -60,16 +75,17 @@ def reference(
 
     Returns
     -------
-    QTensor, quint8 (..., N), contiguous
-        Where ``|v * a / s|`` reaches 2**31 the conversion to int32 overflows and gives ``low``.
+    QTensor, dtype of ``x``, (..., N), contiguous
+        Where ``|v * a / s|`` reaches 2**31 the conversion to int32 overflows and gives ``low``
+        (not under onednn).
 
     Raises
     ------
     VerifyError
         If shapes, dtypes or quantization parameters do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni under fbgemm or x86: other machines saturate sums
-        to 16 bits.
+        If ``target.isa`` is not avx512_vnni under fbgemm, x86 or onednn: other machines saturate
+        sums to 16 bits. If the engine does not take the dtype or the weight's zero points.
 
     Notes
     -----
@@ -84,7 +100,7 @@ def reference(
     >>> reference(x, w, np.float32([0.125, 0.25]), 1.0, 10).int_repr
     array([[13, 13]], dtype=uint8)
     """
-    return _exact(x, weight, bias, scale, zero_point, 0, target)
+    return _exact(x, weight, bias, _rounding(x, scale, zero_point), target)
 
 
 def reference_relu(
@@ -96,37 +112,54 @@ def reference_relu(
     target: Target = Target(),
 ) -> QTensor:
     """Do :func:`reference` with ``low = zero_point``: negative results become real 0."""
-    return _exact(x, weight, bias, scale, zero_point, zero_point, target)
+    return _exact(x, weight, bias, _rounding(x, scale, zero_point, relu=True), target)
+
+
+def _rounding(x: QTensor, scale: float, zero_point: int, relu: bool = False) -> Rounding:
+    low, high = x.dtype.limits
+    return Rounding(scale, zero_point, zero_point if relu else low, high)
 
 
 def _exact(
-    x: QTensor,
-    weight: QTensor,
-    bias: F32 | None,
-    scale: float,
-    zero_point: int,
-    low: int,
-    target: Target,
+    x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
-    rule = requantize.rule_for("linear", requantize.LINEAR, target)
+    chosen = stage("linear", x, weight, target)
+    channels = weight.shape[0]
+    constants = chosen.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
+    q = np.empty((*x.shape[:-1], channels), x.int_repr.dtype)
+    rows = q.reshape(-1, channels)
+    for part, total in sums(x, weight):
+        rows[part] = chosen.finish(total, constants, rounding)
+    return QTensor(q, rounding.scale, rounding.zero_point, None, x.dtype)
+
+
+def sums(x: QTensor, weight: QTensor) -> Iterator[tuple[slice, npt.NDArray[np.int32]]]:
+    """Yield some rows at a time with their exact sums."""
     channels, depth = weight.shape
-    constants = rule(float(x.scale), weight.scale, scale, bias, channels)
     factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
     rows = x.int_repr.reshape(-1, 1, depth)
-    q = np.empty((rows.shape[0], channels), np.uint8)
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
-        total = dot(rows[part], int(x.zero_point), factor, zero)
-        q[part] = requantize.apply(total, constants, zero_point, low)
-    return QTensor(q.reshape(*x.shape[:-1], channels), scale, zero_point)
+        yield part, dot(rows[part], int(x.zero_point), factor, zero)
 
 
-def check_weight(op: str, weight: TensorType, rank: int) -> None:
-    """Check a constant weight: qint8, per tensor or per channel along axis 0."""
+def stage(op: str, x: QTensor, weight: QTensor, target: Target) -> Stage:
+    """Return the output stage for a dtype of ``x``; refuse what the engine does not take."""
+    by_engine = requantize.LINEAR if x.dtype == quint8 else requantize.LINEAR_OF_SIGNED
+    if target.engine in requantize.LINEAR and target.engine not in by_engine:
+        raise UnsupportedError(f"{op}: engine {target.engine} takes quint8, got {x.dtype}")
+    chosen = requantize.stage_for(op, by_engine, target)
+    if target.engine is Engine.ONEDNN:
+        check_symmetric(op, weight)
+    return chosen
+
+
+def check_weight(op: str, weight: TensorType, rank: int, axis: int = 0) -> None:
+    """Check a constant weight: qint8, per tensor or per channel along ``axis``."""
     if weight.dtype != qint8:
         raise VerifyError(f"{op}: weight must be qint8, got {weight.dtype}")
-    if weight.qparams is None or weight.qparams.axis not in (None, 0):
+    if weight.qparams is None or weight.qparams.axis not in (None, axis):
         raise VerifyError(
-            f"{op}: weight must be quantized per tensor or along axis 0, got {weight}"
+            f"{op}: weight must be quantized per tensor or along axis {axis}, got {weight}"
         )
     if weight.rank != rank:
         raise VerifyError(f"{op}: weight must have rank {rank}, got {format_shape(weight.shape)}")
@@ -156,10 +189,10 @@ def infer(
     zero_point: int,
 ) -> TensorType:
     """Check operands and attributes; the last size becomes that of the weight."""
-    checks.per_tensor("linear", x, (quint8,))
+    checks.per_tensor("linear", x, (quint8, qint8))
     result = check_operands("linear", x, weight, bias)
-    qparams = checks.output_qparams("linear", quint8, scale, zero_point)
-    return TensorType(quint8, result.shape, qparams)
+    qparams = checks.output_qparams("linear", x.dtype, scale, zero_point)
+    return TensorType(x.dtype, result.shape, qparams)
 
 
 def pack(weight: QTensor, **_attributes: Any) -> PackedWeight:
@@ -176,7 +209,7 @@ def kernel(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference` with the compiled tile."""
-    return _tiled(x, weight, bias, scale, zero_point, 0, target)
+    return _tiled(x, weight, bias, _rounding(x, scale, zero_point), target)
 
 
 def kernel_relu(
@@ -188,41 +221,39 @@ def kernel_relu(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference_relu` with the compiled tile."""
-    return _tiled(x, weight, bias, scale, zero_point, zero_point, target)
+    return _tiled(x, weight, bias, _rounding(x, scale, zero_point, relu=True), target)
 
 
 def _tiled(
-    x: QTensor,
-    weight: QTensor,
-    bias: F32 | None,
-    scale: float,
-    zero_point: int,
-    low: int,
-    target: Target,
+    x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
-    rule = requantize.rule_for("linear", requantize.LINEAR, target)
-    packed = pack(weight)
-    channels, depth = weight.shape
-    rows = np.ascontiguousarray(x.int_repr).reshape(-1, depth)
-    y = np.empty((*x.shape[:-1], channels), np.uint8)
-    limits = (low - zero_point, 255 - zero_point, zero_point)
-    matrix_product(rows, packed, packed.lanes(rule, x, scale, bias), limits, y)
-    return QTensor(y, scale, zero_point)
+    chosen = stage("linear", x, weight, target)
+    y = linear_product(x, pack(weight), bias, rounding, chosen).view(x.int_repr.dtype)
+    return QTensor(y, rounding.scale, rounding.zero_point, None, x.dtype)
 
 
 def _case(
-    name: str, x: Any, weight: QTensor, bias: Any, expected: Any, why: str, zero_point: int = 10
+    name: str,
+    x: Any,
+    weight: QTensor,
+    bias: Any,
+    expected: Any,
+    why: str,
+    zero_point: int = 10,
+    engines: tuple[Engine, ...] = (),
 ) -> Case:
     rows = QTensor(np.asarray(x, np.uint8), 0.5, 1)
     addend = None if bias is None else np.asarray(bias, np.float32)
     attributes = {"scale": 1.0, "zero_point": zero_point}
-    return Case(name, (rows, weight, addend), attributes, expected, why)
+    return Case(name, (rows, weight, addend), attributes, expected, why, engines)
 
 
 _ROWS = np.array([[1, 2], [-3, 4]], np.int8)
 _PER_TENSOR = QTensor(_ROWS, 0.5, 0, None, qint8)
 _PER_CHANNEL = QTensor(_ROWS, np.array([0.5, 0.25]), np.array([0, 0]), 0, qint8)
 _SHIFTED = QTensor(np.array([[1, 2], [-3, -128]], np.int8), 0.5, -128, None, qint8)
+_OTHERS = tuple(e for e in requantize.LINEAR if e is not Engine.ONEDNN)
+_ONEDNN = (Engine.ONEDNN,)
 _HUGE = QTensor(np.full((1, 64), 127, np.int8), 1e5, 0, None, qint8)
 
 _SOURCE = (
@@ -230,7 +261,7 @@ _SOURCE = (
     "pytorch/FBGEMM/src/QuantUtilsAvx512.cc::requantizeOutputProcessingAvx512",
 )
 
-OPS = (
+_STATIC = (
     Op(
         name="quantized::linear",
         reference=reference,
@@ -240,10 +271,23 @@ OPS = (
         source=_SOURCE,
         cases=(
             _case("ties", [[3, 3]], _PER_TENSOR, [0, 0], [[12, 10]], "1.5 and 0.5 go to even"),
-            _case("odd", [[3, 3]], _PER_TENSOR, None, [[13, 11]], "1.5 rounds before + 11", 11),
+            _case("odd", [[3, 3]], _PER_TENSOR, None, [[13, 11]], "1.5 to 2, + 11", 11, _OTHERS),
             _case("channels", [[3, 5]], _PER_CHANNEL, [0.5, 1], [[13, 12]], "a scale per row"),
-            _case("shifted", [[3, 0]], _SHIFTED, None, [[42, 72]], "weight zero point -128"),
-            _case("overflow", [[255] * 64], _HUGE, None, [[0]], "beyond 2**31 is the bottom"),
+            _case(
+                "shifted",
+                [[3, 0]],
+                _SHIFTED,
+                None,
+                [[42, 72]],
+                "weight zero point -128",
+                10,
+                _OTHERS,
+            ),
+            _case(
+                "overflow", [[255] * 64], _HUGE, None, [[0]], "2**31 is the bottom", 10, _OTHERS
+            ),
+            _case("late", [[3, 3]], _PER_TENSOR, None, [[12, 12]], "1.5 + 11", 11, _ONEDNN),
+            _case("large", [[255] * 64], _HUGE, None, [[255]], "the top", 10, _ONEDNN),
             _case("no_rows", np.zeros((0, 2)), _PER_TENSOR, None, np.zeros((0, 2)), "empty"),
         ),
     ),
@@ -256,7 +300,18 @@ OPS = (
         source=_SOURCE,
         cases=(
             _case("negative", [[3, 0]], _PER_TENSOR, None, [[10, 10]], "0 is the zero point"),
-            _case("overflow", [[255] * 64], _HUGE, None, [[10]], "beyond 2**31 is the bottom"),
+            _case(
+                "overflow",
+                [[255] * 64],
+                _HUGE,
+                None,
+                [[10]],
+                "beyond 2**31 is the bottom",
+                10,
+                _OTHERS,
+            ),
         ),
     ),
 )
+
+OPS = (*_STATIC, replace(_STATIC[0], name="_quantized::linear"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +11,16 @@ import numpy.typing as npt
 
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
-from refquant.kernels import checks, quantize_per_tensor, requantize, rounding
-from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
+from refquant.kernels import checks, quantize_per_tensor, requantize, requantize_jit
 from refquant.kernels.convolve import matrix_product
+from refquant.kernels.engines import check_symmetric
 from refquant.kernels.min_max import min_max_compiled
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
-from refquant.kernels.quantized_linear import check_operands
+from refquant.kernels.quantized_linear import check_operands, sums
+from refquant.kernels.requantize import Dynamic
 
 F32 = npt.NDArray[np.float32]
 
@@ -37,14 +40,19 @@ def reference(
     tensor, chosen in float64, so each row's result depends on all rows). ``acc`` is the exact
     int32 sum :math:`\sum_k (x_k - z_x)(w_k - z_w)`; :math:`s_x s_w` is a float32 product of
     rounded scales. Product and bias are added with one rounding; without a bias it is the plain
-    product. qnnpack rounds the product and then the sum, and ignores ``reduce_range``.
+    product.
+
+    qnnpack rounds the product and then the sum, and ignores ``reduce_range``. onednn adds the
+    zero point to ``x / s_x`` in float32 before it rounds, and computes ``float(acc) * s_x' * s_w'
+    + bias`` with a rounding at each step and the scales of its ``quantized::linear``.
 
     Parameters
     ----------
     x : float32 (..., K), rank >= 2
         Real values, all finite.
     weight : qint8 (N, K)
-        Quantized per tensor, or per channel along axis 0; zero points may differ from 0.
+        Quantized per tensor, or per channel along axis 0; zero points may differ from 0 (under
+        onednn they must be 0).
     bias : float32 (N,) or None
         Added to the result.
     reduce_range : bool
@@ -59,8 +67,8 @@ def reference(
     VerifyError
         If shapes or dtypes do not fit, or ``x`` holds NaN or infinity.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni under fbgemm or x86: other machines saturate sums
-        to 16 bits.
+        If ``target.isa`` is not avx512_vnni under fbgemm, x86 or onednn: other machines saturate
+        sums to 16 bits.
 
     Notes
     -----
@@ -72,22 +80,25 @@ def reference(
     >>> reference(np.float32([[0.0, 255.0]]), w, np.float32([1, 2]), False)
     array([[256., 512.]], dtype=float32)
     """
-    form = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
-    channels, depth = weight.shape
+    form = _form(weight, target)
+    channels = weight.shape[0]
     y = np.empty((*x.shape[:-1], channels), np.float32)
     if x.size == 0:
         return y
     scale, zero_point = qparams_of(x, quint8, reduce_range and form.reduces_range)
     constants = form.constants(scale, weight.scale, 1.0, bias, channels)
-    factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
-    rows, results = x.reshape(-1, depth), y.reshape(-1, channels)
-    for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
-        q = rounding.quantize_fused(rows[part], scale, zero_point, quint8)
-        total = dot(q[:, None], zero_point, factor, zero).astype(np.float32)
-        results[part] = rounding.fma(total, constants.multiplier, constants.addend)
-    if bias is not None and form.adds_bias_after:
-        results += bias
+    q = QTensor(form.quantize(x, scale, zero_point), scale, zero_point)
+    results = y.reshape(-1, channels)
+    for part, total in sums(q, weight):
+        results[part] = form.finish(total, constants)
     return y
+
+
+def _form(weight: QTensor, target: Target) -> Dynamic:
+    form = requantize.stage_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    if target.engine is Engine.ONEDNN:
+        check_symmetric("linear_dynamic", weight)
+    return form
 
 
 def reference_relu(
@@ -122,23 +133,43 @@ def kernel(
     target: Target = Target(),
 ) -> F32:
     """Compute :func:`reference` with the compiled tile."""
-    form = requantize.rule_for("linear_dynamic", requantize.LINEAR_DYNAMIC, target)
+    form = _form(weight, target)
     packed = pack(weight)
     channels, depth = weight.shape
     y = np.empty((*x.shape[:-1], channels), np.float32)
     if x.size == 0:
         return y
     rows = np.ascontiguousarray(x)
-    q = quantize_per_tensor.kernel(
-        rows,
-        *qparams_of(rows, quint8, reduce_range and form.reduces_range, min_max_compiled),
-        quint8,
-    )
-    lanes = packed.lanes(form.constants, q, 1.0, bias)
-    matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, (0, 0, 0), y)
-    if bias is not None and form.adds_bias_after:
-        y += bias
+    reduced = reduce_range and form.reduces_range
+    scale, zero_point = qparams_of(rows, quint8, reduced, min_max_compiled)
+    q = QUANTIZE[form.quantize](rows, scale, zero_point)
+    lanes = packed.lanes(form.constants, q, 1.0, None if form.rounds_each else bias)
+    matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, "real", (0, 0, 0), y)
+    if form.rounds_each:
+        factor = form.constants(scale, weight.scale, 1.0, bias, channels).factor
+        if np.any(factor != 1):
+            y *= factor
+        if bias is not None:
+            y += bias
     return y
+
+
+def _quantize_as_fbgemm(x: F32, scale: float, zero_point: int) -> QTensor:
+    return quantize_per_tensor.kernel(x, scale, zero_point, quint8)
+
+
+def _quantize_as_onednn(x: F32, scale: float, zero_point: int) -> QTensor:
+    q = np.empty(x.shape, np.uint8)
+    inverse = requantize.onednn_inverse(scale)
+    requantize_jit.quantize_before(x.reshape(-1), inverse, np.float32(zero_point), q.reshape(-1))
+    return QTensor(q, scale, zero_point)
+
+
+# The compiled twin of each rounding of the input.
+QUANTIZE: dict[Callable[..., Any], Callable[[F32, float, int], QTensor]] = {
+    requantize.quantize_as_fbgemm: _quantize_as_fbgemm,
+    requantize.quantize_as_onednn: _quantize_as_onednn,
+}
 
 
 def kernel_relu(
@@ -156,21 +187,31 @@ def kernel_relu(
 _ROWS = np.array([[1, 2], [-3, 4]], np.int8)
 _WEIGHT = QTensor(_ROWS, 0.5, 0, None, qint8)
 _PER_CHANNEL = QTensor(_ROWS, np.array([0.5, 2.0]), np.array([1, 0]), 0, qint8)
+_BUT_ONEDNN = tuple(e for e in requantize.LINEAR_DYNAMIC if e is not Engine.ONEDNN)
 _X = np.array([[0, 255], [255, 1]], np.float32)
 _BIAS = np.array([1, 2], np.float32)
 
 
-def _case(name: str, x: F32, weight: QTensor, bias: F32 | None, expected: Any, why: str) -> Case:
-    attributes = {"reduce_range": False}
-    return Case(name, (x, weight, bias), attributes, np.asarray(expected, np.float32), why)
+def _case(
+    name: str,
+    x: F32,
+    weight: QTensor,
+    bias: F32 | None,
+    expected: Any,
+    why: str,
+    engines: tuple[Engine, ...] = (),
+) -> Case:
+    result = np.asarray(expected, np.float32)
+    return Case(name, (x, weight, bias), {"reduce_range": False}, result, why, engines)
 
 
+_EACH = [[127.5, 2040], [0.5, -1522]]
 _SOURCE = (
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qlinear_dynamic.cpp"
     "::PackedLinearWeight::apply_dynamic",
 )
 
-OPS = (
+_DYNAMIC = (
     Op(
         name="quantized::linear_dynamic",
         reference=reference,
@@ -180,7 +221,7 @@ OPS = (
         source=_SOURCE,
         cases=(
             _case("bias", _X, _WEIGHT, _BIAS, [[256, 512], [129.5, -378.5]], "scale 1, zero 0"),
-            _case("channels", _X, _PER_CHANNEL, None, [[127.5, 2040], [0.5, -1522]], "one each"),
+            _case("channels", _X, _PER_CHANNEL, None, _EACH, "one scale each", _BUT_ONEDNN),
             _case("zeros", 0 * _X, _WEIGHT, _BIAS, [[1, 2], [1, 2]], "all zero has scale 0.1"),
             _case("no_rows", _X[:0], _WEIGHT, _BIAS, np.zeros((0, 2)), "empty batch"),
         ),
@@ -195,3 +236,5 @@ OPS = (
         cases=(_case("negative", _X, _WEIGHT, _BIAS, [[256, 512], [129.5, 0]], "becomes 0"),),
     ),
 )
+
+OPS = (*_DYNAMIC, replace(_DYNAMIC[0], name="_quantized::linear_dynamic"))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import checks, rounding
@@ -58,7 +58,8 @@ def reference(x: F32, weight: F32, bias: F32 | None, target: Target = Target()) 
 
     Notes
     -----
-    Engines fbgemm and x86 are the same.
+    Engines fbgemm and x86 are the same; others have the form with an unpacked weight only, and
+    run fbgemm's.
 
     Examples
     --------
@@ -180,7 +181,7 @@ OPS = (
         name="quantized::linear_dynamic_fp16_unpacked_weight",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=_SOURCE,
         cases=(Case("saturated", (_X, _WEIGHT, _BIAS), {}, _SATURATED, "rounded when it runs"),),
     ),

@@ -145,14 +145,19 @@ def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
 
 
 class _Limits(NamedTuple):
-    """Clamp before the zero point is added, so that the addition cannot overflow."""
+    """What all channels share.
 
+    Where the zero point is added to integers the limits hold before, so that the addition cannot
+    overflow.
+    """
+
+    output: ir.Value
     low: ir.Value
     high: ir.Value
     zero_point: ir.Value
 
 
-def _requantize(
+def _requantize_fused(
     b: ir.IRBuilder,
     isa: str,
     total: ir.Value,
@@ -168,22 +173,66 @@ def _requantize(
     return b.add(whole, _splat(b, limits.zero_point, lanes))
 
 
-def _finish_uint8(
-    b: ir.IRBuilder, isa: str, total: ir.Value, constants: tuple[ir.Value, ...], limits: _Limits
+def _requantize_scaled(
+    b: ir.IRBuilder,
+    isa: str,
+    total: ir.Value,
+    constants: tuple[ir.Value, ...],
+    limits: _Limits,
 ) -> ir.Value:
-    whole = _requantize(b, isa, total, constants, limits)
-    return b.trunc(whole, _vector(I8, total.type.count))
+    addend, factor, multiplier = constants
+    lanes = total.type.count
+    kind = _vector(F32, lanes)
+    zero, high, low = (
+        _splat(b, b.sitofp(limit, F32), lanes)
+        for limit in (limits.zero_point, limits.high, limits.low)
+    )
+    real = b.fmul(b.fmul(b.sitofp(total, kind), multiplier), factor)
+    real = b.fadd(real, addend)
+    steps = b.fadd(b.fmul(real, _splat(b, limits.output, lanes)), zero)
+    steps = b.select(b.fcmp_ordered("<", steps, high), steps, high)
+    steps = b.select(b.fcmp_ordered(">", steps, low), steps, low)
+    return _to_int(b, isa, steps)
 
 
-def _finish_float32(
-    b: ir.IRBuilder, isa: str, total: ir.Value, constants: tuple[ir.Value, ...], limits: _Limits
+def _sum(
+    _b: ir.IRBuilder,
+    _isa: str,
+    total: ir.Value,
+    _constants: tuple[ir.Value, ...],
+    _limits: _Limits,
+) -> ir.Value:
+    return total
+
+
+def _real(
+    b: ir.IRBuilder,
+    _isa: str,
+    total: ir.Value,
+    constants: tuple[ir.Value, ...],
+    _limits: _Limits,
 ) -> ir.Value:
     addend, _, multiplier = constants
     return _fma(b, b.sitofp(total, _vector(F32, total.type.count)), multiplier, addend)
 
 
-# What a tile stores, by the element type of the output array.
-FINISH = {nb.types.uint8: _finish_uint8, nb.types.float32: _finish_float32}
+class _Form(NamedTuple):
+    """The last step of a tile and what it stores."""
+
+    finish: Callable[..., ir.Value]
+    element: ir.Type
+
+    @property
+    def bytes(self) -> int:
+        return 4 if self.element is F32 else self.element.width // 8
+
+
+FORMS = {
+    "fused": _Form(_requantize_fused, I8),
+    "scaled": _Form(_requantize_scaled, I8),
+    "sum": _Form(_sum, I32),
+    "real": _Form(_real, F32),
+}
 
 
 def _function(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
@@ -197,15 +246,15 @@ def _function(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[i
     return function, True
 
 
-def _tile_function(module: ir.Module, isa: str, height: int, element: Any) -> ir.Function:
-    """Emit ``height`` rows times ``VECTORS`` vectors: all of K, then the rounding."""
+def _tile_function(module: ir.Module, isa: str, form: str, height: int) -> ir.Function:
+    """Emit ``height`` rows times ``VECTORS`` vectors: all of K, then the last step."""
     types = [BYTES, LONGS, BYTES, LONGS, I64, I64, INTS, FLOATS, FLOATS, FLOATS]
-    types += [I32, I32, I32, BYTES, I64]
-    function, new = _function(module, f"refquant_tile_{isa}_{height}_{element}", types)
+    types += [F32, I32, I32, I32, BYTES, I64]
+    function, new = _function(module, f"refquant_tile_{isa}_{form}_{height}", types)
     if not new:
         return function
     x, rows, weights, segments, count, depth4, correction, *floats = function.args[:10]
-    low, high, zero_point, y, pitch = function.args[10:]
+    limits, (y, pitch) = _Limits(*function.args[10:14]), function.args[14:]
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
     kind = _vector(I32, lanes)
@@ -238,9 +287,10 @@ def _tile_function(module: ir.Module, isa: str, height: int, element: Any) -> ir
     # Rows upwards: what the last panel writes past a row's end is overwritten by the next row.
     for m, row in enumerate(totals):
         for n, total in enumerate(row):
-            limits = _Limits(low, high, zero_point)
-            value = FINISH[element](b, isa, b.load(total), constants[n], limits)
-            size = element.bitwidth // 8
+            value = FORMS[form].finish(b, isa, b.load(total), constants[n], limits)
+            if FORMS[form].element is I8:
+                value = b.trunc(value, _vector(I8, lanes))
+            size = FORMS[form].bytes
             first = b.add(b.mul(pitch, I64(m * size)), I64(n * lanes * size))
             _store(b, value, y, first)
     b.ret_void()
@@ -256,6 +306,7 @@ def _data(context: Any, b: ir.IRBuilder, kind: Any, value: ir.Value, first: ir.V
 def _tile(
     _typing: Any,
     isa: Any,
+    form: Any,
     height: Any,
     x: Any,
     x0: Any,
@@ -270,6 +321,7 @@ def _tile(
     factor: Any,
     multiplier: Any,
     n0: Any,
+    output: Any,
     low: Any,
     high: Any,
     zero_point: Any,
@@ -279,25 +331,27 @@ def _tile(
 ) -> Any:
     i32, i64 = nb.types.int32, nb.types.int64
     signature = nb.types.void(
-        *(isa, height, x, i64, rows, i64, weights, i64, segments, i64),
-        *(correction, addend, factor, multiplier, i64, i32, i32, i32, y, i64, i64),
+        *(isa, form, height, x, i64, rows, i64, weights, i64, segments, i64),
+        *(correction, addend, factor, multiplier, i64, nb.types.float32, i32, i32, i32),
+        *(y, i64, i64),
     )
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        n0 = args[14]
+        n0 = args[15]
 
         def data(index: int, first: ir.Value) -> ir.Value:
             return _data(context, b, kinds[index], args[index], first)
 
-        function = _tile_function(b.module, isa.literal_value, height.literal_value, y.dtype)
-        count = context.make_array(kinds[8])(context, b, args[8]).nitems
+        literals = (literal.literal_value for literal in (isa, form, height))
+        function = _tile_function(b.module, *literals)
+        count = context.make_array(kinds[9])(context, b, args[9]).nitems
         arguments = [
-            *(data(2, args[3]), data(4, args[5]), b.bitcast(data(6, args[7]), BYTES)),
-            *(data(8, I64(0)), count, args[9]),
-            *(data(index, n0) for index in (10, 11, 12, 13)),
-            *args[15:18],
-            *(b.bitcast(data(18, args[19]), BYTES), args[20]),
+            *(data(3, args[4]), data(5, args[6]), b.bitcast(data(7, args[8]), BYTES)),
+            *(data(9, I64(0)), count, args[10]),
+            *(data(index, n0) for index in (11, 12, 13, 14)),
+            *args[16:20],
+            *(b.bitcast(data(20, args[21]), BYTES), args[22]),
         ]
         b.call(function, arguments)
         return context.get_dummy_value()
@@ -320,10 +374,13 @@ def _interleave(b: ir.IRBuilder, x: ir.Value, y: ir.Value, high: int, size: int)
     return b.bitcast(mixed, x.type)
 
 
-def _narrow(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
-    """Turn four int32 vectors in the order of ``_interleave`` into bytes in channel order."""
+def _in_order(b: ir.IRBuilder, isa: str, element: ir.Type, parts: list[ir.Value]) -> ir.Value:
+    """Turn four int32 vectors in the order of ``_interleave`` into bytes in channel order.
+
+    Or leave them int32, where that is the element.
+    """
     lanes = parts[0].type.count
-    if isa != "generic":
+    if isa != "generic" and element is I8:
         word, byte = {
             16: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
             8: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
@@ -333,18 +390,20 @@ def _narrow(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
         return _call(b, byte, _vector(I8, 4 * lanes), *words)
     pairs = [_pick(b, parts[i], parts[i + 1], list(range(2 * lanes))) for i in (0, 2)]
     order = np.argsort(depthwise_order(lanes)).tolist()
-    return b.trunc(_pick(b, pairs[0], pairs[1], order), _vector(I8, 4 * lanes))
+    ordered = _pick(b, pairs[0], pairs[1], order)
+    return b.trunc(ordered, _vector(I8, 4 * lanes)) if element is I8 else ordered
 
 
-def _depthwise_function(module: ir.Module, isa: str, saturating: bool) -> ir.Function:
-    """Emit a row of pixels of one block of channels: taps four at a time, then the rounding."""
+def _depthwise_function(module: ir.Module, isa: str, form: str, saturating: bool) -> ir.Function:
+    """Emit a row of pixels of one block of channels: taps four at a time, then the last step."""
     types = [BYTES, I64, I64, LONGS, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
-    types += [I32, I32, I32, BYTES, I64]
-    function, new = _function(module, f"refquant_depthwise_{isa}_{saturating}", types)
+    types += [F32, I32, I32, I32, BYTES, I64]
+    function, new = _function(module, f"refquant_depthwise_{isa}_{form}_{saturating}", types)
     if not new:
         return function
     x, step, pixels, taps, fours, weights, correction, *floats = function.args[:10]
-    low, high, zero_point, y, pitch = function.args[10:]
+    limits, (y, pitch) = _Limits(*function.args[10:14]), function.args[14:]
+    size = FORMS[form].bytes
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
     kind, real = _vector(I32, lanes), _vector(F32, lanes)
@@ -368,12 +427,12 @@ def _depthwise_function(module: ir.Module, isa: str, saturating: bool) -> ir.Fun
             for j, (total, u) in enumerate(zip(totals, mixed, strict=True)):
                 s = _load(b, weights, b.add(base, I64(4 * lanes * j)), kind)
                 b.store(dot(b, isa, b.load(total), b.bitcast(u, kind), s), total)
-        limits = _Limits(low, high, zero_point)
         parts = []
         for j, total in enumerate(totals):
             constants = tuple(_load(b, pointer, I64(j * lanes), real) for pointer in floats)
-            parts.append(_requantize(b, isa, b.load(total), constants, limits))
-        _store(b, _narrow(b, isa, parts), y, b.mul(pixel.index, pitch))
+            parts.append(FORMS[form].finish(b, isa, b.load(total), constants, limits))
+        ordered = _in_order(b, isa, FORMS[form].element, parts)
+        _store(b, ordered, y, b.mul(pixel.index, b.mul(pitch, I64(size))))
     b.ret_void()
     return function
 
@@ -382,6 +441,7 @@ def _depthwise_function(module: ir.Module, isa: str, saturating: bool) -> ir.Fun
 def _depthwise_row(
     _typing: Any,
     isa: Any,
+    form: Any,
     saturating: Any,
     x: Any,
     x0: Any,
@@ -395,6 +455,7 @@ def _depthwise_row(
     factor: Any,
     multiplier: Any,
     n0: Any,
+    output: Any,
     low: Any,
     high: Any,
     zero_point: Any,
@@ -404,24 +465,26 @@ def _depthwise_row(
 ) -> Any:
     i32, i64 = nb.types.int32, nb.types.int64
     signature = nb.types.void(
-        *(isa, saturating, x, i64, i64, i64, taps, weights, i64),
-        *(correction, addend, factor, multiplier, i64, i32, i32, i32, y, i64, i64),
+        *(isa, form, saturating, x, i64, i64, i64, taps, weights, i64),
+        *(correction, addend, factor, multiplier, i64, nb.types.float32, i32, i32, i32),
+        *(y, i64, i64),
     )
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        n0 = args[13]
+        n0 = args[14]
 
         def data(index: int, first: ir.Value) -> ir.Value:
             return _data(context, b, kinds[index], args[index], first)
 
-        function = _depthwise_function(b.module, isa.literal_value, bool(saturating.literal_value))
-        count = context.make_array(kinds[6])(context, b, args[6]).nitems
+        literals = isa.literal_value, form.literal_value, bool(saturating.literal_value)
+        function = _depthwise_function(b.module, *literals)
+        count = context.make_array(kinds[7])(context, b, args[7]).nitems
         arguments = [
-            *(data(2, args[3]), args[4], args[5], data(6, I64(0)), b.lshr(count, I64(2))),
-            *(b.bitcast(data(7, args[8]), BYTES), *(data(i, n0) for i in (9, 10, 11, 12))),
-            *args[14:17],
-            *(b.bitcast(data(17, args[18]), BYTES), args[19]),
+            *(data(3, args[4]), args[5], args[6], data(7, I64(0)), b.lshr(count, I64(2))),
+            *(b.bitcast(data(8, args[9]), BYTES), *(data(i, n0) for i in (10, 11, 12, 13))),
+            *args[15:19],
+            *(b.bitcast(data(19, args[20]), BYTES), args[21]),
         ]
         b.call(function, arguments)
         return context.get_dummy_value()
@@ -435,8 +498,8 @@ if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
 # ---- drivers ---------------------------------------------------------------------------------
 
 
-def _make_multiply(isa: str) -> Callable[..., None]:
-    # Free variables are part of Numba's cache key, so each ISA has its own cache entry.
+def _make_multiply(isa: str, form: str) -> Callable[..., None]:
+    # Free variables are part of Numba's cache key, so each ISA and form has its own entry.
     tall, short = SHAPES[isa].tall, SHAPES[isa].short
     panel = VECTORS * SHAPES[isa].lanes
 
@@ -456,6 +519,7 @@ def _make_multiply(isa: str) -> Callable[..., None]:
         addend: Array,
         factor: Array,
         multiplier: Array,
+        output: np.float32,
         low: int,
         high: int,
         zero_point: int,
@@ -505,21 +569,21 @@ def _make_multiply(isa: str) -> Callable[..., None]:
                                 out, y0, ldy = scratch, 0, panel
                             if height == tall:
                                 _tile(
-                                    isa, tall, x, x0, rows, m, weights, w0, segments, depth4,
-                                    correction, addend, factor, multiplier, lane,
-                                    low, high, zero_point, out, y0, ldy,
+                                    isa, form, tall, x, x0, rows, m, weights, w0, segments,
+                                    depth4, correction, addend, factor, multiplier, lane,
+                                    output, low, high, zero_point, out, y0, ldy,
                                 )  # fmt: skip
                             elif height == short:
                                 _tile(
-                                    isa, short, x, x0, rows, m, weights, w0, segments, depth4,
-                                    correction, addend, factor, multiplier, lane,
-                                    low, high, zero_point, out, y0, ldy,
+                                    isa, form, short, x, x0, rows, m, weights, w0, segments,
+                                    depth4, correction, addend, factor, multiplier, lane,
+                                    output, low, high, zero_point, out, y0, ldy,
                                 )  # fmt: skip
                             else:
                                 _tile(
-                                    isa, 1, x, x0, rows, m, weights, w0, segments, depth4,
-                                    correction, addend, factor, multiplier, lane,
-                                    low, high, zero_point, out, y0, ldy,
+                                    isa, form, 1, x, x0, rows, m, weights, w0, segments,
+                                    depth4, correction, addend, factor, multiplier, lane,
+                                    output, low, high, zero_point, out, y0, ldy,
                                 )  # fmt: skip
                             if not direct:
                                 for i in range(height):
@@ -530,7 +594,7 @@ def _make_multiply(isa: str) -> Callable[..., None]:
     return multiply
 
 
-def _make_depthwise(isa: str) -> Callable[..., None]:
+def _make_depthwise(isa: str, form: str) -> Callable[..., None]:
     block = 4 * SHAPES[isa].lanes
 
     @jit
@@ -548,6 +612,7 @@ def _make_depthwise(isa: str) -> Callable[..., None]:
         addend: Array,
         factor: Array,
         multiplier: Array,
+        output: np.float32,
         low: int,
         high: int,
         zero_point: int,
@@ -577,15 +642,15 @@ def _make_depthwise(isa: str) -> Callable[..., None]:
                         out, y0, ldy = scratch, 0, block
                     if saturating:
                         _depthwise_row(
-                            isa, 1, x, x0 + lane, step, pixels, taps, weights, w0,
+                            isa, form, 1, x, x0 + lane, step, pixels, taps, weights, w0,
                             correction, addend, factor, multiplier, lane,
-                            low, high, zero_point, out, y0, ldy,
+                            output, low, high, zero_point, out, y0, ldy,
                         )  # fmt: skip
                     else:
                         _depthwise_row(
-                            isa, 0, x, x0 + lane, step, pixels, taps, weights, w0,
+                            isa, form, 0, x, x0 + lane, step, pixels, taps, weights, w0,
                             correction, addend, factor, multiplier, lane,
-                            low, high, zero_point, out, y0, ldy,
+                            output, low, high, zero_point, out, y0, ldy,
                         )  # fmt: skip
                     if not direct:
                         live = min(block, channels - lane)
@@ -596,5 +661,5 @@ def _make_depthwise(isa: str) -> Callable[..., None]:
     return depthwise
 
 
-multiply = _make_multiply(ISA)
-depthwise = _make_depthwise(ISA)
+MULTIPLY = {form: _make_multiply(ISA, form) for form in FORMS}
+DEPTHWISE = {form: _make_depthwise(ISA, form) for form in ("fused", "scaled", "sum")}

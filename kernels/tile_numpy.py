@@ -18,13 +18,25 @@ Array = npt.NDArray[Any]
 
 
 def _finish(
-    total: Array, constants: list[Array], low: int, high: int, zero_point: int, dtype: Any
+    form: str,
+    total: Array,
+    constants: list[Array],
+    output: np.float32,
+    low: int,
+    high: int,
+    zero_point: int,
 ) -> Array:
     addend, factor, multiplier = constants
-    real = total.astype(np.int32).astype(np.float32)
-    if dtype == np.float32:
+    total = total.astype(np.int32)
+    if form == "sum":
+        return total
+    real = total.astype(np.float32)
+    if form == "real":
         return fma(real, multiplier, addend)
     with np.errstate(over="ignore", invalid="ignore"):
+        if form == "scaled":
+            steps = (real * multiplier * factor + addend) * output + np.float32(zero_point)
+            return np.asarray(np.rint(np.clip(steps, low, high)), np.int32) & 255
         scaled = fma(addend, factor, real) * multiplier
         whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
     return np.clip(whole, low, high) + zero_point
@@ -32,6 +44,7 @@ def _finish(
 
 def tile(
     isa: str,
+    form: str,
     height: int,
     x: Array,
     x0: int,
@@ -46,6 +59,7 @@ def tile(
     factor: Array,
     multiplier: Array,
     n0: int,
+    output: np.float32,
     low: int,
     high: int,
     zero_point: int,
@@ -63,13 +77,14 @@ def tile(
     panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(0, 2, 1)
     total = taken @ panel.reshape(count, width).astype(np.int64) + correction[columns]
     constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish(total, constants, low, high, zero_point, y.dtype)
+    finished = _finish(form, total, constants, output, low, high, zero_point)
     for m in range(height):
         y[y0 + m * pitch : y0 + m * pitch + width] = finished[m]
 
 
 def depthwise_row(
     isa: str,
+    form: str,
     saturating: int,
     x: Array,
     x0: int,
@@ -83,6 +98,7 @@ def depthwise_row(
     factor: Array,
     multiplier: Array,
     n0: int,
+    output: np.float32,
     low: int,
     high: int,
     zero_point: int,
@@ -101,6 +117,6 @@ def depthwise_row(
         product = np.clip(product[..., 0::2] + product[..., 1::2], -(2**15), 2**15 - 1)
     total = product.sum(-1) + correction[columns]
     constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish(total, constants, low, high, zero_point, y.dtype)
+    finished = _finish(form, total, constants, output, low, high, zero_point)
     for pixel in range(pixels):
         y[y0 + pixel * pitch + order] = finished[pixel]

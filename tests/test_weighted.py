@@ -47,14 +47,14 @@ def check(
     assert inferred == type_of(expected)
     packed = op.pack(operands[1], **attributes)
     np.testing.assert_array_equal(packed.int_repr, operands[1].int_repr)
-    x, _, bias = operands
+    x, _, *others = operands
     for function, weight in (
         (op.bind(target, fast=False), operands[1]),
         (op.bind(target, fast=True), operands[1]),
         (op.bind(target, fast=True), packed),
     ):
         for _ in range(1 + (weight is packed)):  # the second time with cached tables
-            actual = function(x, weight, bias, **attributes)
+            actual = function(x, weight, *others, **attributes)
             assert_same(actual, expected)
             assert_same_strides(actual, expected)
 
@@ -174,7 +174,8 @@ WEIGHTED = [
 
 @pytest.mark.parametrize(("name", "case"), WEIGHTED)
 def test_hand_written_cases_are_torchs(name: str, case: Case) -> None:
-    check(name, case.operands, dict(case.attributes))
+    for engine in case.engines or OPS[name].kernels:
+        check(name, case.operands, dict(case.attributes), engine)
 
 
 def test_any_strides_and_read_only_inputs() -> None:
@@ -344,13 +345,14 @@ def test_infer_keeps_a_symbolic_batch() -> None:
         OPS["quantized::conv2d"].infer(factor, factor, None, **CONV)
 
 
-def test_infer_refuses_where_torch_corrupts_memory() -> None:
-    factor = TensorType(qint8, (8, 1, 5, 5, 5), QParams(1.0, 0))
+def test_where_torch_corrupts_memory_is_refused() -> None:
+    factor = QTensor(np.zeros((8, 1, 5, 5, 5), np.int8), 1.0, 0, None, qint8)
     ones, twos = (1, 1, 1), (2, 2, 2)
-    attributes = {"stride": ones, "padding": twos, "dilation": ones, "groups": 8}
+    attributes = {"stride": ones, "padding": twos, "dilation": ones, "groups": 8, **OUT}
+    conv = OPS["quantized::conv3d"].bind(Target(), fast=True)
     for sizes in ((1, 9, 9), (9, 1, 9)):  # found with the C library's checking allocator
-        feed = TensorType(quint8, (1, 8, *sizes), QParams(1.0, 0))
+        feed = QTensor(np.zeros((1, 8, *sizes), np.uint8), 1.0, 0)
         with pytest.raises(UnsupportedError, match="torch's depthwise kernel corrupts memory"):
-            OPS["quantized::conv3d"].infer(feed, factor, None, **attributes, **OUT)
-    feed = TensorType(quint8, (1, 8, 9, 9, 1), QParams(1.0, 0))
-    OPS["quantized::conv3d"].infer(feed, factor, None, **attributes, **OUT)
+            conv(feed, factor, None, **attributes)
+    feed = QTensor(np.zeros((1, 8, 9, 9, 1), np.uint8), 1.0, 0)
+    assert conv(feed, factor, None, **attributes).shape == (1, 8, 9, 9, 1)

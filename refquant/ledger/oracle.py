@@ -54,8 +54,7 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
         given = dict(zip([x.name for x in schema if _is_tensor(x)], arguments[1:], strict=False))
         return deepcopy(from_torch(function(held, **given, **keywords)))
     if any("PackedParamsBase" in str(x.type) for x in schema):
-        packed, rest = _pack(packet, arguments[1:], keywords)
-        return from_torch(function(arguments[0], packed, *rest))
+        return from_torch(function(*_packed_arguments(packet, schema, arguments, keywords)))
     lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
     if lists:  # of as many operands as are left
         single = [x.name for x in schema if str(x.type) == "Tensor"]
@@ -83,9 +82,14 @@ def _is_tensor(argument: Any) -> bool:
     return "Tensor" in str(argument.type)
 
 
-def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """Pack weight and bias for an op; return them and the arguments that are left."""
-    stem = op
+def _packed_arguments(
+    op: str, schema: Any, tensors: list[Any], keywords: dict[str, Any]
+) -> list[Any]:
+    """Return the arguments of an op with packed parameters, in the order of its schema.
+
+    Operands 1 and 2 are the weight and the bias.
+    """
+    stem = op.partition("_with_input")[0]
     for part in ("_relu", "_dynamic", "_leaky", "_tanh", "_add"):
         stem = stem.replace(part, "")
     if stem == "linear_fp16":
@@ -94,9 +98,18 @@ def _pack(op: str, tensors: list[Any], keywords: dict[str, Any]) -> tuple[Any, l
         function = getattr(torch.ops.quantized, f"{stem}_prepack")
     geometry = [list(keywords[key]) for key in _GEOMETRY if key in keywords]
     groups = [keywords["groups"]] if "groups" in keywords else []
-    weight, bias, *others = tensors
+    x, weight, bias, *others = tensors
+    packed = function(weight, bias, *geometry, *groups)
     rest = [value for key, value in keywords.items() if key not in (*_GEOMETRY, "groups")]
-    return function(weight, bias, *geometry, *groups), [*others, *rest]
+    placed: list[Any] = [x]
+    for argument in schema[1:]:
+        if "PackedParamsBase" in str(argument.type):
+            placed.append(packed)
+        elif _is_tensor(argument):
+            placed.append(others.pop(0))
+        elif rest:
+            placed.append(rest.pop(0))
+    return placed
 
 
 def packed_table(table: QTensor) -> Any:

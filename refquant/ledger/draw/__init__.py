@@ -14,10 +14,14 @@ from refquant.ledger.draw import (
     moves,
     norms,
     pointwise,
+    products,
     quantize,
 )
 
-_FAMILIES = (quantize, pointwise, norms, images, moves, memory, embeddings, decomposed)
+_FAMILIES = (
+    *(quantize, products, pointwise, norms, images, moves),
+    *(memory, embeddings, decomposed),
+)
 
 SAMPLERS: dict[str, Sampler] = {
     name: sampler for family in _FAMILIES for name, sampler in family.SAMPLERS.items()

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import qint8, quint8
 from refquant.kernels.accumulate import dot, dot_saturating, weight_zero_points, windows
 from refquant.kernels.choose_qparams import choose_qparams
+from refquant.kernels.engines import leaves_gaps, resolve
 from refquant.kernels.quantized_conv import Geometry
 from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
 from refquant.ledger.cell import Call
@@ -85,7 +87,9 @@ def hug_integer(
     return scaled, shifted(bias, rng.integers(-1, 2, units.size)), scale, zero_point
 
 
-HUGS = {"fbgemm": hug, "qnnpack": hug_integer}
+HUGS = {"fbgemm": hug, "qnnpack": hug_integer, "onednn": hug, "x86": hug}
+# Above this size a sample is made large on purpose.
+_WIDE = 5000
 
 
 def activation(rng: np.random.Generator, shape: tuple[int, ...], reduced: bool) -> QTensor:
@@ -101,10 +105,14 @@ def linear(
     with_bias: bool,
     symmetric: bool = True,
     engine: str = "fbgemm",
+    size: int = 0,
 ) -> Call:
     """Draw a linear; about one output in each column lies at a tie."""
     rows = int(rng.choice([1, 2, 3, 4, 5, 11, 13, 30]))
     depth, channels = int(rng.integers(1, 90)), int(rng.integers(1, 100))
+    if size > _WIDE:
+        channels = int(rng.integers(size // 300, size // 40))
+        rows, depth = max(1, size // channels), int(rng.choice([depth, 300]))
     x = activation(rng, (rows, depth), reduced=rng.random() < 0.3)
     weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
     pixel = x.int_repr[rng.integers(rows), None, None]
@@ -160,6 +168,13 @@ def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, .
     return (outputs * groups, inputs, *kernel), geometry
 
 
+def resolved(target: Target, symmetric: bool, groups: int) -> Target:
+    """Return the target with the engine that x86 takes for a convolution."""
+    zero = 0 if symmetric else 1
+    weight = QTensor(np.zeros((1, 1, 1), np.int8), 1.0, zero, None, qint8)
+    return resolve(target, weight, groups, transposed=False)
+
+
 def convolution(
     rng: np.random.Generator,
     kind: str,
@@ -168,15 +183,25 @@ def convolution(
     with_bias: bool,
     symmetric: bool = True,
     engine: str = "fbgemm",
+    size: int = 0,
 ) -> Call:
     """Draw a convolution; one output pixel in each channel lies at a tie."""
     shape, geometry = _shape(rng, kind, rank)
+    target = resolved(Target(Engine(engine)), symmetric, geometry.groups)
+    onednn = target.engine is Engine.ONEDNN
+    if onednn and geometry.groups > 1 and shape[1] == 1:  # others are wrong
+        shape = (geometry.groups, *shape[1:])
     spans = [(k - 1) * d + 1 for k, d in zip(geometry.kernel, geometry.dilation, strict=True)]
     least = [max(1, s - 2 * p) for s, p in zip(spans, geometry.padding, strict=True)]
     if "fast" in kind and rank == 3:  # with an output below the padding torch corrupts memory
         enough = [1 + s * p for s, p in zip(geometry.stride, geometry.padding, strict=True)]
         least = [max(pair) for pair in zip(least, enough, strict=True)]
+    if onednn:  # an input that no output sees can end the process
+        least[-1] = max(least[-1], geometry.stride[-1])
     sizes = [n + int(rng.integers(0, 5)) for n in least]
+    if size > _WIDE:
+        edge = (size / shape[0]) ** (1 / rank)
+        sizes = [int(n + s * edge) for n, s in zip(sizes, geometry.stride, strict=True)]
     images, inputs = int(rng.choice([1, 3])), shape[1] * geometry.groups
     x = activation(rng, (images, inputs, *sizes), reduced=rng.random() < 0.2)
     weight = weight_tensor(rng, shape, per_channel, symmetric)
@@ -185,7 +210,7 @@ def convolution(
     zero, part = int(x.zero_point), slice(pixel, pixel + 1)
     seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
     weight_zero = weight_zero_points(weight, shape[0])
-    if engine == "fbgemm" and geometry.saturates(inputs, shape[0]):
+    if target.engine is Engine.FBGEMM and geometry.saturates(inputs, shape[0]):
         repeated = np.repeat(seen, shape[0] // inputs, 1)
         total = dot_saturating(repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero)[
             0
@@ -203,7 +228,8 @@ def _transposed_sums(x: QTensor, weight: QTensor, at: Any, geometry: Transposed)
     """Return the sums of one output pixel by asking each tap which input it came from."""
     kernel, stride, padding, _, dilation = geometry
     inputs = x.int_repr[0].astype(np.int64) - int(x.zero_point)
-    factor = weight.int_repr.astype(np.int64) - int(weight.zero_point)
+    zero = np.reshape(weight.zero_point, (-1, *(1,) * len(kernel)))
+    factor = weight.int_repr.astype(np.int64) - zero
     sums = np.zeros(weight.shape[:2], np.int64)
     for tap in np.ndindex(*kernel):
         axes = zip(at, tap, stride, padding, dilation, strict=True)
@@ -221,6 +247,8 @@ def transposed(
     with_bias: bool,
     symmetric: bool = True,
     engine: str = "fbgemm",
+    size: int = 0,
+    per_channel: bool = False,
 ) -> Call:
     """Draw a transposed convolution; one output pixel in each channel lies at a tie."""
 
@@ -234,9 +262,25 @@ def transposed(
     extra = tuple(int(rng.integers(0, max(sd))) for sd in zip(stride, dilation, strict=True))
     groups = int(rng.choice([1, 1, 2, 9]))
     inputs, each = int(rng.choice([1, 2, 5, 8])), int(rng.integers(1, 40 if groups == 1 else 5))
+    if engine == "x86" and symmetric and rng.random() < 0.3 and not any(extra):
+        symmetric = False  # for fbgemm; torch hands oneDNN such weights in a wrong order
+    elif engine == "onednn" or (engine == "x86" and symmetric):
+        extra, inputs = (0,) * rank, int(rng.choice([1, 2, 4, 5, 8, 16, 24]))
+        each = inputs
+        groups = int(rng.choice([1, 1, 2, 9, 120 if inputs == 1 else 3]))
+    if per_channel:
+        groups = 1
     geometry = Transposed(kernel, stride, padding, extra, dilation)
+    if size > _WIDE:
+        edge = (size / (groups * each)) ** (1 / rank)
+        sizes = tuple(int(n + edge / s) for n, s in zip(sizes, stride, strict=True))
     x = activation(rng, (int(rng.choice([1, 2])), groups * inputs, *sizes), rng.random() < 0.2)
     weight = weight_tensor(rng, (groups * inputs, each, *kernel), False, symmetric)
+    if per_channel:
+        zero = np.zeros(each) if symmetric else rng.integers(-128, 128, each)
+        weight = QTensor(weight.int_repr, np.ones(each), zero.astype(np.int64), 1, qint8)
+    if engine in ("onednn", "x86") and leaves_gaps(kernel, stride, dilation):
+        x = QTensor(x.int_repr, x.scale, 0)  # others depend on what was in memory
     at = [int(rng.integers(o)) for o in geometry.out(sizes)]
     sums = _transposed_sums(x, weight, at, geometry)
     total = sums.reshape(groups, inputs, each).sum(1).ravel()
@@ -252,9 +296,13 @@ def dynamic(
     with_bias: bool,
     reduce_range: bool,
     symmetric: bool = True,
+    size: int = 0,
 ) -> Call:
     """Draw a dynamic linear; half of the inputs lie at ties of their quantization."""
     rows, depth, channels = (int(n) for n in rng.integers(1, (8, 90, 80)))
+    if size > _WIDE:
+        channels = int(rng.integers(size // 300, size // 40))
+        rows = max(1, size // channels)
     x = rng.normal(size=(rows, depth)) * np.exp(rng.uniform(-12, 3))
     x = (np.abs(x) if rng.random() < 0.2 else x).astype(np.float32)
     low, high = x.min(), x.max()

@@ -1,0 +1,156 @@
+"""Which engine, and which of oneDNN's kernels, runs a convolution: both decide its rounding.
+
+Engine x86 is no arithmetic but a choice between fbgemm and oneDNN when the weight is packed.
+oneDNN in turn takes the first of its kernels that accepts a shape, and what they fall back on
+rounds otherwise. These rules were read off the kernels' names for thousands of shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from refquant.ir.errors import UnsupportedError
+from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine, Isa, Target
+
+Ints = tuple[int, ...]
+
+# x86: torch leaves convolutions with more groups to fbgemm's depthwise kernel.
+MOST_GROUPS = 100
+# oneDNN's vectors: int32 accumulators, and vector registers that a kernel has for them.
+_LANES = 16
+_REGISTERS = 30
+
+
+def resolve(
+    target: Target, weight: QTensor, groups: int, *, transposed: bool, output_padding: Ints = ()
+) -> Target:
+    """Return the target with the engine that x86 packs this weight for.
+
+    Examples
+    --------
+    >>> from refquant.ir.types import qint8
+    >>> w = QTensor(np.int8([[[1]]]), 1.0, 0, None, qint8)
+    >>> print(resolve(Target("x86"), w, 1, transposed=False))
+    onednn/avx512_vnni/threads=1
+    """
+    if target.engine is not Engine.X86:
+        return target
+    onednn = (
+        target.isa is Isa.AVX512_VNNI
+        and groups <= MOST_GROUPS
+        and not np.any(weight.zero_point)
+        and not any(output_padding)
+        and not (transposed and weight.axis is not None)
+    )
+    return replace(target, engine=Engine.ONEDNN if onednn else Engine.FBGEMM)
+
+
+def check_symmetric(op: str, weight: QTensor) -> None:
+    """Check that the zero points of a weight are 0, as oneDNN demands."""
+    if np.any(weight.zero_point):
+        raise UnsupportedError(
+            f"{op}: engine onednn needs weight zero points 0, got {weight.zero_point}"
+        )
+
+
+def is_outside(kernel: Ints, dilation: Ints, padding: Ints) -> bool:
+    """Whether some axis has a padding as long as the dilated kernel."""
+    axes = zip(kernel, dilation, padding, strict=True)
+    return any((k - 1) * d + 1 <= p for k, d, p in axes)
+
+
+def is_unseen(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether along an axis of ``size`` inputs every tap of every output lies in the padding.
+
+    Along the last axis oneDNN's kernels then give wrong results or end the process.
+
+    Examples
+    --------
+    >>> is_unseen(1, out=2, kernel=1, stride=2, padding=1, dilation=1)
+    True
+    """
+    if (kernel - 1) * dilation + 1 > padding:
+        return False
+    at = np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
+    return not np.any((at >= 0) & (at < size))
+
+
+def leaves_gaps(kernel: Ints, stride: Ints, dilation: Ints) -> bool:
+    """Whether a transposed convolution leaves two rows or planes next to each other without input.
+
+    oneDNN then adds what it finds in memory, unless the zero point of the input is 0.
+    """
+    axes = list(zip(kernel, stride, dilation, strict=True))[:-1]
+    return any(s - ((k - 1) * d + 1) >= 2 for k, s, d in axes)
+
+
+def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bool:
+    """Whether oneDNN's convolution multiplies the scales before the sum.
+
+    Its GEMM kernel does; it is left with three-dimensional depthwise convolutions that are
+    dilated, even along an axis where the kernel has one tap. ``each`` is the number of input and
+    of output channels in a group.
+    """
+    return len(kernel) == 3 and groups > 1 and each == (1, 1) and max(dilation) > 1
+
+
+def divides(
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    out: Ints,
+    groups: int,
+    each: Ints,
+) -> bool:
+    """Whether oneDNN's transposed convolution divides by the output's scale.
+
+    Its reference kernel does, which is left with the shapes that two others refuse. ``each`` is
+    the number of input and of output channels in a group.
+    """
+    depthwise = groups > 1 and each == (1, 1)
+    grouped_by_four = groups > 1 and each[0] <= _LANES and each[0] % 4 == each[1] % 4 == 0
+    outside = is_outside(kernel, dilation, padding)
+    if max(stride) > 1:
+        even = all(o % s == 0 for o, s in zip(out, stride, strict=True))
+        batched = even and max(dilation) == 1
+    else:
+        batched = not outside and not depthwise
+    if batched and not grouped_by_four:
+        return False
+    both = any(s > 1 and d > 1 for s, d in zip(stride, dilation, strict=True))
+    if outside or both or (depthwise and len(kernel) == 3):
+        return True
+    blocks = 1
+    if not depthwise:
+        block = _LANES
+        if groups > 1 and any(n % block for n in each):
+            block = 8 if all(n % 8 == 0 for n in each) else 4
+            if any(n % block for n in each):
+                return True
+        blocks = -(-each[1] // block)
+    return not _fits_in_registers(
+        kernel[-1], stride[-1], padding[-1], dilation[-1], out[-1], blocks
+    )
+
+
+def _fits_in_registers(
+    kernel: int, stride: int, padding: int, dilation: int, out: int, blocks: int
+) -> bool:
+    """Whether all outputs next to an end of a row can be held in registers together."""
+    together = min(4, blocks)
+    while together > 1 and (blocks % together or padding > _REGISTERS // (together + 1)):
+        together -= 1
+    most = _REGISTERS // (together + 1)
+    if out < most:
+        return True
+    reach = (kernel - 1) * dilation - padding
+    left = max(0, reach // stride)
+    for width in range(most, 0, -1):
+        right = max(0, (reach - out % width) // stride)
+        if width % stride == 0 and width >= max(left, right) * stride:
+            return True
+    return False
