@@ -437,7 +437,10 @@ def quantized_conv_dynamic(name: str) -> Rule:
 
 
 def quantized_conv_add(name: str) -> Rule:
-    """Return the rule of a convolution whose result is added to a tensor, in its place."""
+    """Return the rule of a convolution whose result is added to a tensor.
+
+    torch writes to that tensor if it is channels-last.
+    """
 
     def rule(
         b: TorchBuilder,
@@ -448,7 +451,7 @@ def quantized_conv_add(name: str) -> Rule:
         output_zero_point: Any,
     ) -> Value:
         weight, bias, geometry = b.packed(packed_weight, rank=rank_of(name))
-        b.overwrite(qaccum)
+        b.spoil(qaccum)
         return b.emit(
             f"quantized::{name}",
             *(qx, weight, bias, qaccum),

@@ -444,13 +444,20 @@ def test_what_only_onednn_has(ledger: Ledger) -> None:
 
     def add(m: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
         first, second = (prepacked("quantized::conv2d_prepack", m) for _ in range(2))
-        torch.ops.quantized.conv2d_add(x, y, first, 0.09, 11)
-        return torch.ops.quantized.conv2d_add_relu(x, y, second, 0.09, 11)
+        result = torch.ops.quantized.conv2d_add(x, y, first, 0.09, 11)
+        return torch.ops.quantized.conv2d_add_relu(x, result, second, 0.09, 11)
+
+    def uses(m: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        packed = prepacked("quantized::conv2d_prepack", m)
+        torch.ops.quantized.conv2d_add(x, y, packed, 0.09, 11)
+        return y
 
     for call in (leaky, tanh):
         compare(One(call, **parameters(0)), (drawn(*_INPUTS[0]),), ledger, "onednn", _ONEDNN)
     inputs = drawn(*_INPUTS[2]), drawn(2, 4, 4, 5, scale=0.09, zero_point=11)
     compare(Two(add, **parameters(2)), inputs, ledger, "onednn", _ONEDNN)
+    with pytest.raises(UnsupportedError, match="channels-last memory only"):
+        from_fx(Two(uses, **parameters(2)), inputs)
 
 
 _ONEDNN = Engine.ONEDNN
