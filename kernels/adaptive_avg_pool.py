@@ -253,8 +253,8 @@ def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Ta
 
     Examples
     --------
-    >>> reference_windows(QTensor(np.uint8([[[[8, 7]]]]), 0.5, 7), 1).int_repr
-    array([[[[8]]]], dtype=uint8)
+    >>> reference_windows(QTensor(np.uint8([[[[[8, 7]]]]]), 0.5, 7), 1).int_repr
+    array([[[[[8]]]]], dtype=uint8)
     """
     return _quantized(self, per_dimension(output_size, 3, ()), target, average)
 
