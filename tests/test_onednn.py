@@ -120,6 +120,9 @@ def test_what_torch_computes_wrongly_is_refused() -> None:
     refused("quantized::conv_transpose1d", "weight in the wrong order", unequal, "x86")
     multiplied = Call((feed((1, 3, 5)), weight((6, 1, 2)), None), {**CONV, "groups": 3, **OUT})
     refused("quantized::conv1d", "depth multiplier", multiplied)
+    column = {**CONV, "stride": (1, 1), "padding": (1, 0), "dilation": (1, 1), "groups": 2}
+    narrow = Call((feed((1, 4, 3, 1)), weight((4, 2, 1, 1)), None), {**column, **OUT})
+    refused("quantized::conv2d", "results of width 1", narrow)
     padded = {**CONV, "stride": (2,), "padding": (1,), **OUT}
     unseen = Call((feed((1, 3, 1)), weight((4, 3, 1)), None), padded)
     refused("quantized::conv1d", "no output sees an input", unseen)
