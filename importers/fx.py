@@ -17,17 +17,19 @@ from refquant.importers.fx_torch import (
     is_graph_module,
     require_torch,
 )
-from refquant.importers.rules import TorchBuilder
+from refquant.importers.rules import Prepacked, TorchBuilder
 from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
+from refquant.importers.torch_memory import refuse_unwritten
 from refquant.importers.torch_modules import MODULES
+from refquant.importers.torch_operators import MAKES_MEMORY, METHOD_FORMS, OPERATORS
 from refquant.importers.torch_quantized_modules import QUANTIZED_MODULES, fake_quantize, observe
 from refquant.importers.torch_recurrent import RECURRENT
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node, Origin, Scope, Value
 from refquant.ir.module import Module, Packed
 from refquant.ir.program import Call, Program, each
-from refquant.ir.qtensor import QTensor, type_of
+from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.text import RESERVED
 from refquant.ir.types import Dim, DType, QScheme, TensorType
@@ -55,6 +57,9 @@ class FxBuilder(TorchBuilder):
     def __init__(self, root: Module) -> None:
         super().__init__()
         self._paths: dict[int, str] = {id(part): path for path, part in root.named_modules()}
+        self.memory: dict[str, str] = {}  # whose memory a view's value shares
+        self.copies: dict[str, str] = {}  # of which value it is the same tensor
+        self.overwritten: list[Value] = []  # by the call in hand
 
     def operand(self, value: Any) -> Any:
         """Turn the tensor constants in an argument into parameters."""
@@ -68,6 +73,19 @@ class FxBuilder(TorchBuilder):
             return {key: self.operand(part) for key, part in value.items()}
         return value
 
+    def owner(self, value: Value) -> str:
+        """Return the name of the value whose memory a value shares: mostly its own."""
+        return self.memory.get(value.name, value.name)
+
+    def overwrite(self, value: Value) -> None:
+        """Let the result of the call in hand stand for ``value``: the call writes to it."""
+        self.overwritten.append(value)
+
+    def is_view(self, value: Value) -> bool:
+        """Whether a tensor may be a view of another one's memory."""
+        same = self.copies.get(value.name, value.name)
+        return self.memory.get(same, same) != same
+
     def drop_unused_parameters(self) -> None:
         """Forget constants whose number was read into an attribute."""
         used = {v.name for node in self.graph.nodes for v in node.inputs if v is not None}
@@ -78,12 +96,17 @@ class FxBuilder(TorchBuilder):
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
         if isinstance(value, Value):
-            if value.name not in self.graph.parameters:
-                raise UnsupportedError(f"{value.name}: a scale or zero point that is computed")
-            value = self.graph.parameter(value.name)
+            value = self.constant(value)
         if isinstance(value, np.ndarray):
             value = value.reshape(-1)[0]
         return None if value is None else kind(value)
+
+    def constant(self, value: Value) -> Tensor:
+        """Return a tensor that the model holds; refuse one that is computed."""
+        if value.name not in self.graph.parameters:
+            raise UnsupportedError(f"{value.name} has to be known, but is computed")
+        found: Tensor = self.graph.parameter(value.name)
+        return found
 
     def path(self, module: Any) -> str:
         """Return where a module sits in the model."""
@@ -103,6 +126,11 @@ class FxBuilder(TorchBuilder):
         self, packed: Any, module: Any = None, rank: int = 0
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Return weight, bias and, for a convolution of ``rank``, its geometry."""
+        if isinstance(packed, Prepacked):
+            found = packed.weight.type.rank - 2
+            if rank and found != rank:
+                raise UnsupportedError(f"parameters packed for {found} dimensions, not {rank}")
+            return packed.weight, packed.bias, packed.geometry if rank else {}
         name = packed.name if isinstance(packed, Constant) else self.path(module)
         raw: Packed = packed.raw if isinstance(packed, Constant) else packed
         weight = raw.weight
@@ -168,8 +196,6 @@ class _Import:
     builder: FxBuilder
     prefix: str = ""
     env: dict[Call, Any] = field(default_factory=dict)
-    memory: dict[str, str] = field(default_factory=dict)  # whose memory a view's value shares
-    copies: dict[str, str] = field(default_factory=dict)  # of which value it is the same tensor
     failures: list[str] = field(default_factory=list)
 
     def argument(self, value: Any) -> Any:
@@ -214,14 +240,17 @@ class _Import:
                 self.env[call] = self.evaluate(call, args, kwargs)
                 return
             b.open(self.origin(call))
+            b.overwritten = []
             first = len(b.graph.nodes)
             result = rule(b, *b.operand(args), **b.operand(kwargs))
             self.env[call] = b.close(call.name, result)
             self.note_views(b.graph.nodes[first:])
-            if _is_in_place(call, self.program.root):
-                changed = args[0] if args else kwargs.get("input")
-                self.refuse_changed_views(call, changed)
-                self.rebind(changed, self.env[call])
+            changed: list[Any] = list(b.overwritten)
+            if not changed and _is_in_place(call, self.program.root):
+                changed = [args[0] if args else kwargs.get("input", kwargs.get("self"))]
+            for value in changed:
+                self.refuse_changed_views(call, value)
+                self.rebind(value, self.env[call])
         except UnsupportedError as error:
             self.fail(call, str(error))
         except RefquantError as error:
@@ -237,9 +266,8 @@ class _Import:
             of_class = self.builder.rule_of(module)
             return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
         if not _contains(self.inputs_of(call), Value | Constant | _Poison):
-            return None
-        table = METHODS if call.kind == "call_method" else FUNCTIONS
-        found = table.get(call.target) or table.get(call.target.removesuffix("_"))
+            return OPERATORS.get(call.target) if call.target in MAKES_MEMORY else None
+        found = _found(call)
         if found is None and _contains(self.inputs_of(call), Value | _Poison):
             raise UnsupportedError(f"{call.kind} {call.target}")
         return found
@@ -265,22 +293,22 @@ class _Import:
         """Note which results may share the memory of their operand."""
         for node in nodes:
             if node.op in _VIEWS and node.inputs and node.inputs[0] is not None:
-                name = node.inputs[0].name
+                name, b = node.inputs[0].name, self.builder
                 for value in node.outputs:
-                    self.memory[value.name] = self.memory.get(name, name)
+                    b.memory[value.name] = b.memory.get(name, name)
                     if node.op in ("aten::alias", "aten::dropout"):
-                        self.copies[value.name] = self.copies.get(name, name)
+                        b.copies[value.name] = b.copies.get(name, name)
 
     def refuse_changed_views(self, node: Call, changed: Any) -> None:
         """Refuse a change in place that another view of the same memory shows later."""
         if not isinstance(changed, Value):
             return
-        memory = self.memory.get(changed.name, changed.name)
+        memory = self.builder.owner(changed)
         order = {n: i for i, n in enumerate(self.program)}
         for other, value in self.env.items():
             if not isinstance(value, Value) or self.is_same(value, changed) or other is node:
                 continue
-            shared = self.memory.get(value.name, value.name) == memory
+            shared = self.builder.owner(value) == memory
             if shared and any(order[user] > order[node] for user in other.users):
                 raise UnsupportedError(f"a change in place of memory that {other.name} shares")
 
@@ -294,7 +322,8 @@ class _Import:
         """Whether two values are the same tensor in torch."""
         if not isinstance(one, Value) or not isinstance(other, Value):
             return False
-        return self.copies.get(one.name, one.name) == self.copies.get(other.name, other.name)
+        copies = self.builder.copies
+        return copies.get(one.name, one.name) == copies.get(other.name, other.name)
 
 
 def _inline(b: FxBuilder, module: Module, *args: Any, **kwargs: Any) -> Any:
@@ -325,9 +354,30 @@ _VIEWS = frozenset(
     for name in (
         *("alias", "contiguous", "dropout", "to", "reshape", "view", "flatten", "expand"),
         *("permute", "transpose", "squeeze", "unsqueeze", "select", "slice", "unfold"),
-        *("split_with_sizes", "unbind"),
+        *("split_with_sizes", "unbind", "as_strided"),
     )
 )
+
+
+def _found(call: Call) -> Rule | None:
+    """Return the rule of a function or method by its name.
+
+    An operator's overload and the mark of a change in place are left out if nothing is known
+    by the full name.
+    """
+    name = call.target
+    if call.kind == "call_method":
+        known = METHOD_FORMS.get(name) or METHODS.get(name)
+        return known or METHODS.get(name.removesuffix("_"))
+    aten = name.startswith("torch.ops.aten.")
+    for full in (name, name.rpartition(".")[0] if name.startswith("torch.ops.") else name):
+        known = OPERATORS.get(full) or FUNCTIONS.get(full)
+        if known is not None:
+            return known
+    if aten and not name.endswith("out"):
+        name = name.split(".")[3]
+        return METHODS.get(name) or FUNCTIONS.get(f"torch.{name}")
+    return FUNCTIONS.get(name.removesuffix("_"))
 
 
 def _contains(value: Any, kind: Any) -> bool:
@@ -472,6 +522,7 @@ def _import(program: Program, types: Sequence[TensorType], target: str) -> Graph
 
     graph.returns = arrange(returned)
     graph.outputs = tuple(outputs)
+    refuse_unwritten(graph)
     builder.drop_unused_parameters()
     graph.provenance = {"torch": TORCH_VERSION, "target": target}
     graph.program = program

@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from refquant.importers.builder import Builder, Rule
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
+from refquant.ir.qtensor import Tensor
 
 Ints = int | Sequence[int]
+
+
+class Prepacked(NamedTuple):
+    """Parameters that a model packs in its own graph: weight, bias, geometry of a convolution."""
+
+    weight: Value
+    bias: Value | None
+    geometry: dict[str, Any]
+
+
+class PrepackedCell(NamedTuple):
+    """Parameters of a recurrent cell that a model makes in its own graph.
+
+    ``ih`` and ``hh`` are packed parameters, ``op`` is the product of int8 weights; see
+    :class:`refquant.ir.packed_cell.PackedCell`.
+    """
+
+    ih: Any
+    hh: Any
+    reduce_range: bool | None
+    op: str = "quantized::linear_dynamic"
 
 
 class TorchBuilder(Builder, ABC):
@@ -19,6 +41,10 @@ class TorchBuilder(Builder, ABC):
     @abstractmethod
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
+
+    @abstractmethod
+    def constant(self, value: Value) -> Tensor:
+        """Return a tensor that the model holds; refuse one that is computed."""
 
     @abstractmethod
     def path(self, module: Any) -> str:
@@ -41,6 +67,14 @@ class TorchBuilder(Builder, ABC):
     @abstractmethod
     def stateful(self, module: Any) -> str:
         """Add an observer or fake-quant with its state; return its path."""
+
+    @abstractmethod
+    def overwrite(self, value: Value) -> None:
+        """Let the result of the call in hand stand for ``value``: the call writes to it."""
+
+    @abstractmethod
+    def is_view(self, value: Value) -> bool:
+        """Whether a tensor may be a view of another one's memory."""
 
     def weight(self, module: Any) -> Value:
         """Return a module's weight."""

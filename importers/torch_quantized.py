@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from refquant.importers.builder import Rule
-from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor, repeat
+from refquant.importers.rules import TorchBuilder, evaluation_only, is_tensor, only, repeat
+from refquant.importers.torch_memory import write
 from refquant.ir.graph import Value
 from refquant.ir.types import DType
 
@@ -85,11 +86,60 @@ def quantized_binary(name: str) -> Rule:
                 scale=b.number(scale, float),
                 zero_point=b.number(zero_point, int),
             )
-        stem, _, relu = name.partition("_")
-        scalar = f"quantized::{stem}_scalar" + ("_relu" if relu else "")
-        return b.emit(scalar, qa if is_tensor(qa) else qb, b=qb if is_tensor(qa) else qa)
+        return quantized_scalar(name)(b, qa, qb)  # type: ignore[no-any-return]
 
     return rule
+
+
+def _scalar(name: str) -> str:
+    stem, _, relu = name.partition("_")
+    return f"{stem}_scalar" + ("_relu" if relu else "")
+
+
+def quantized_scalar(name: str) -> Rule:
+    """Return the rule of ``quantized::add`` and its relatives with a number in any form."""
+
+    def rule(b: TorchBuilder, qa: Any, b_: Any = None, **rest: Any) -> Value:
+        other = rest.get("b", rest.get("qb", b_))
+        x, number = (qa, other) if is_tensor(qa) and qa.type.dtype.is_quantized else (other, qa)
+        return b.emit(f"quantized::{_scalar(name)}", x, b=b.number(number, float))
+
+    return rule
+
+
+def quantized_binary_out(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.add_out`` and its relatives.
+
+    A product with a positive number, clamped at 0, is returned as another tensor: ``out`` stays
+    as it is.
+    """
+
+    def rule(b: TorchBuilder, qa: Value, qb: Any = None, out: Any = None, **rest: Any) -> Value:
+        other = rest.get("b", qb)
+        if is_tensor(other) and other.type.dtype.is_quantized:
+            b.overwrite(out)
+            return b.emit(f"quantized::{name}.out", qa, other, out)
+        result: Value = quantized_scalar(name)(b, qa, other)
+        is_new = name == "mul_relu" and b.number(other, float) > 0
+        return result if is_new else write(b, result, out)
+
+    return rule
+
+
+def quantized_cat_out(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.cat_out`` and ``cat_relu_out``."""
+
+    def rule(b: TorchBuilder, qx: Sequence[Value], dim: int, out: Value) -> Value:
+        scale, zero_point = out.type.per_tensor()
+        return write(b, quantized_cat(name)(b, qx, dim, scale, zero_point), out)
+
+    return rule
+
+
+def quantized_relu6(b: TorchBuilder, qx: Value, inplace: bool = False) -> Value:
+    """``torch.ops.quantized.relu6``."""
+    result = b.emit("aten::relu6", qx)
+    return write(b, result, qx) if inplace else result
 
 
 def quantized_cat(name: str) -> Rule:
@@ -189,6 +239,32 @@ def quantized_dropout(
         p=p,
         training=False,
     )
+
+
+def quantized_batch_norm(name: str) -> Rule:
+    """Return the rule of ``torch.ops.quantized.batch_norm`` and its relatives."""
+
+    def rule(
+        b: TorchBuilder,
+        qx: Value,
+        weight: Value | None,
+        bias: Value | None,
+        mean: Value,
+        var: Value,
+        eps: float,
+        output_scale: Any,
+        output_zero_point: Any,
+    ) -> Value:
+        only(weight is not None and bias is not None, f"{name} without weight or bias")
+        return b.emit(
+            f"quantized::{name}",
+            *(qx, weight, bias, mean, var),
+            eps=eps,
+            output_scale=b.number(output_scale, float),
+            output_zero_point=b.number(output_zero_point, int),
+        )
+
+    return rule
 
 
 def quantized_norm(name: str, leading: str) -> Rule:
@@ -353,7 +429,8 @@ def quantized_max_pool(rank: int) -> Rule:
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def rule(b: TorchBuilder, qx: Value, *args: Any, **rest: Any) -> Value:
-        given = dict(zip(names, args, strict=False)) | rest
+        given: dict[str, Any] = {"stride": (), "padding": 0, "dilation": 1, "ceil_mode": False}
+        given |= dict(zip(names, args, strict=False)) | rest
         geometry = {name: repeat(given[name], rank) for name in names[:4]}
         geometry["stride"] = geometry["stride"] or geometry["kernel_size"]
         ceil_mode = given["ceil_mode"]
@@ -409,9 +486,27 @@ def overloaded(name: str) -> Rule:
 
 _RANGE = ("quant_min", "quant_max", "dtype")
 
+_SCALARS, _OUTS = ("Scalar", "Scalar2"), ("out", "Scalar_out")
+_BINARY = ("add", "add_relu", "mul", "mul_relu")
+_BATCH_NORMS = tuple(f"batch_norm{form}" for form in ("", "1d", "2d", "3d"))
+
 QUANTIZED: dict[str, Rule] = {
-    **{name: quantized_binary(name) for name in ("add", "add_relu", "mul", "mul_relu")},
+    **{name: quantized_binary(name) for name in _BINARY},
+    **{f"{name}.{form}": quantized_scalar(name) for name in _BINARY for form in _SCALARS},
+    **{_scalar(name): quantized_scalar(name) for name in _BINARY},
+    **{f"{name}_out": quantized_binary_out(name) for name in _BINARY},
+    **{f"{name}.{form}": quantized_binary_out(name) for name in _BINARY for form in _OUTS},
+    **{f"{_scalar(name)}_out": quantized_binary_out(name) for name in _BINARY},
+    # torch forgets the relu of a sum with a number in a tensor
+    "add_scalar_relu.Tensor": quantized_scalar("add"),
+    "add_scalar_relu_out.Tensor": quantized_binary_out("add"),
     **{name: quantized_cat(name) for name in ("cat", "cat_relu")},
+    **{f"{name}_out": quantized_cat_out(name) for name in ("cat", "cat_relu")},
+    **{
+        name: quantized_batch_norm(name)
+        for norm in _BATCH_NORMS
+        for name in (norm, f"{norm}_relu")
+    },
     **{name: quantized_linear(name) for name in ("linear", "linear_relu")},
     **{name: quantized_linear_dynamic(name) for name in ("linear_dynamic", "linear_relu_dynamic")},
     **{
@@ -448,7 +543,7 @@ QUANTIZED: dict[str, Rule] = {
     "embedding_bag_unpack": embedding_unpack,
     "matmul": quantized_matmul,
     "clamp": lambda b, qx, min=None, max=None: b.emit("aten::clamp", qx, min=min, max=max),
-    "relu6": lambda b, qx, inplace=False: b.emit("aten::relu6", qx),
+    "relu6": quantized_relu6,
     "threshold": lambda b, qx, threshold, value: b.emit(
         "aten::threshold", qx, threshold=threshold, value=value
     ),

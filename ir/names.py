@@ -96,7 +96,7 @@ def object_type(kind: Any) -> str:
         return given
     if isinstance(kind, type):
         return canonical(f"{kind.__module__}.{kind.__qualname__}")
-    if type(kind).__name__ in ("OpOverload", "OpOverloadPacket"):
+    if any(base.__name__ in ("OpOverload", "OpOverloadPacket") for base in type(kind).__mro__):
         return f"torch.ops.{kind}"
     if not callable(kind):
         raise VerifyError(f"expected a class, a function or a name, got {kind!r}")

@@ -3,7 +3,8 @@
 Files that are not in the table are shared by several ops:
 
 * arithmetic: ``rounding``, ``rounding_jit``, ``elementary``, ``elementary_jit``, ``requantize``,
-  ``choose_qparams``, ``float_sum``, ``promotion``, ``eager``, ``learnable_gradients``;
+  ``choose_qparams``, ``float_sum``, ``tanh_float``, ``promotion``, ``eager``,
+  ``learnable_gradients``;
 * modules with a state: ``fused_moving_avg_obs_fake_quant``;
 * observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
   ``histogram_search``, ``fuse_batch_norm``;
@@ -37,6 +38,7 @@ OPS.declare(
         "adaptive_avg_pool": (
             "aten::adaptive_avg_pool1d",
             *("aten::adaptive_avg_pool2d", "aten::adaptive_avg_pool3d"),
+            "aten::_adaptive_avg_pool3d",
         ),
         "adaptive_max_pool": (
             "aten::adaptive_max_pool1d",
@@ -47,6 +49,7 @@ OPS.declare(
             *("aten::rsub.Scalar", "aten::maximum", "aten::minimum"),
             *(f"aten::pow.{form}" for form in ("Scalar", "Tensor_Scalar", "Tensor_Tensor")),
         ),
+        "as_strided": ("aten::as_strided",),
         "attention": ("aten::scaled_dot_product_attention",),
         "avg_pool": ("aten::avg_pool1d", "aten::avg_pool2d", "aten::avg_pool3d"),
         "batch_norm": (
@@ -111,6 +114,11 @@ OPS.declare(
             *(f"quantized::embedding_bag_{bits}_unpack" for bits in _BITS),
             *("quantized::embedding_bag_prepack", "quantized::embedding_bag_unpack"),
         ),
+        "empty": (
+            *("aten::empty.memory_format", "aten::empty_like", "aten::empty_quantized"),
+            *("aten::_empty_affine_quantized", "aten::_empty_per_channel_affine_quantized"),
+        ),
+        "equal": ("aten::equal",),
         "expand": ("aten::expand", "aten::repeat"),
         "extreme": ("aten::max", "aten::min"),
         "fake_quantize": ("observer::fake_quantize",),
@@ -128,6 +136,8 @@ OPS.declare(
             "aten::fake_quantize_per_tensor_affine_cachemask",
             "aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
         ),
+        "fbgemm_linear": ("aten::fbgemm_linear_int8_weight_fp32_activation",),
+        "fill": ("aten::fill.Scalar", "aten::fill.Tensor", "aten::masked_fill.Tensor"),
         "gelu": ("aten::gelu",),
         "grid_sampler": ("aten::grid_sampler_2d",),
         "group_norm": (
@@ -147,7 +157,7 @@ OPS.declare(
             f"aten::_fake_quantize_learnable_per_{what}_affine_backward"
             for what in ("tensor", "channel")
         ),
-        "leaky_relu": ("aten::leaky_relu", "quantized::leaky_relu"),
+        "leaky_relu": ("aten::leaky_relu", "quantized::leaky_relu", "aten::leaky_relu.out"),
         "linear": ("aten::linear",),
         "masked": ("aten::masked_fill.Scalar", "aten::tril", "aten::triu", "aten::where"),
         "matmul": ("aten::bmm", "aten::einsum", "aten::matmul"),
@@ -167,7 +177,10 @@ OPS.declare(
             *("aten::quantize_per_tensor.tensor_qparams", "aten::quantize_per_tensor.tensors"),
         ),
         "quantize_per_tensor_dynamic": ("aten::quantize_per_tensor_dynamic",),
-        "quantized_add": ("quantized::add", "quantized::add_relu"),
+        "quantized_add": (
+            *("quantized::add", "quantized::add_relu"),
+            *("quantized::add.out", "quantized::add_relu.out"),
+        ),
         "quantized_add_scalar": ("quantized::add_scalar", "quantized::add_scalar_relu"),
         "quantized_cat": ("quantized::cat", "quantized::cat_relu"),
         "quantized_conv": (
@@ -204,7 +217,10 @@ OPS.declare(
             "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32",
         ),
         "quantized_matmul": ("quantized::matmul",),
-        "quantized_mul": ("quantized::mul", "quantized::mul_relu"),
+        "quantized_mul": (
+            *("quantized::mul", "quantized::mul_relu"),
+            *("quantized::mul.out", "quantized::mul_relu.out"),
+        ),
         "quantized_mul_scalar": ("quantized::mul_scalar", "quantized::mul_scalar_relu"),
         "quantized_std": ("aten::std",),
         "reduce": tuple(f"aten::{name}" for name in _REDUCTIONS),
@@ -234,5 +250,6 @@ OPS.declare(
             "_quantized::wrapped_quantized_linear",
             "_quantized::_wrapped_quantized_linear_prepacked",
         ),
+        "write": ("memory::write",),
     },
 )

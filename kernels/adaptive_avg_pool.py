@@ -100,12 +100,13 @@ def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Avera
             "depth innermost; add a batch dimension"
         )
     pairs = list(zip(x.shape[-rank:], sizes, strict=True))
-    if any(n * size >= 2**31 for n, size in pairs):
-        raise UnsupportedError(
-            f"adaptive_avg_pool: torch's int32 product of length and output size overflows, got "
-            f"{format_shape(x.shape)} to {list(sizes)}"
-        )
     windows = [adaptive_rounded(n, size) for n, size in pairs]
+    for (n, size), window in zip(pairs, windows, strict=True):
+        if n * size >= 2**31 or window.end.max(initial=0) > n:
+            raise UnsupportedError(
+                f"adaptive_avg_pool: torch's int32 and float32 windows leave the input, from "
+                f"length {n} to {size}"
+            )
     rule = _rule(x, rank, target)
     if rule.raw:
         factor = reciprocals_in_turn(windows)
@@ -231,6 +232,31 @@ def reference_3d(
     return _adaptive(self, 3, output_size, target)
 
 
+def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
+    """Average evenly spread windows of a quantized volume, one of 1 x 1 x 1 like all others.
+
+    See ``aten::adaptive_avg_pool2d`` for the arithmetic; ``aten::adaptive_avg_pool3d`` is this
+    except where the result is 1 x 1 x 1.
+
+    Examples
+    --------
+    >>> reference_windows(QTensor(np.uint8([[[[8, 7]]]]), 0.5, 7), 1).int_repr
+    array([[[[8]]]], dtype=uint8)
+    """
+    return _quantized(self, per_dimension(output_size, 3, ()), target, average)
+
+
+def kernel_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_windows` in one compiled pass."""
+    return _quantized(self, per_dimension(output_size, 3, ()), target, average_compiled)
+
+
+def infer_windows(self: TensorType, output_size: IntOrInts) -> TensorType:
+    """Check that the volume is quantized; the rest as for ``aten::adaptive_avg_pool3d``."""
+    checks.per_tensor("_adaptive_avg_pool3d", self)
+    return _infer(3)(self, output_size)
+
+
 def _infer(rank: int) -> Callable[..., TensorType]:
     op = f"adaptive_avg_pool{rank}d"
 
@@ -339,6 +365,22 @@ OPS = (
                 {"output_size": [1, 1, 1]},
                 np.reshape([8], (1, 1, 1, 1, 1)),
                 "aten::mean, by way of its integer kernel",
+            ),
+        ),
+    ),
+    Op(
+        name="aten::_adaptive_avg_pool3d",
+        reference=reference_windows,
+        infer=infer_windows,
+        kernels=dict.fromkeys(ENGINES, kernel_windows),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "one_voxel",
+                (_u8(np.reshape([8, 7], (1, 1, 1, 1, 2))),),
+                {"output_size": [1, 1, 1]},
+                np.reshape([8], (1, 1, 1, 1, 1)),
+                "not aten::mean: 7.5 without the zero point",
             ),
         ),
     ),

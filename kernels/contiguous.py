@@ -8,9 +8,14 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
-from refquant.ir.qtensor import Array, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor
 from refquant.ir.types import TensorType
-from refquant.kernels.layout import channels_last, empty_like, is_contiguous_channels_last
+from refquant.kernels.layout import (
+    channels_last,
+    empty_like,
+    empty_suggested,
+    is_contiguous_channels_last,
+)
 from refquant.kernels.movement import example, move, movement
 
 _RANK = {"contiguous_format": None, "channels_last": 4, "channels_last_3d": 5}
@@ -63,6 +68,8 @@ def infer_contiguous(x: TensorType, memory_format: str = "contiguous_format") ->
 def clone(x: Tensor) -> Any:
     """Copy a tensor, keeping its strides where it is dense.
 
+    A quantized tensor is copied into its memory format: channels-last, or else contiguous.
+
     Parameters
     ----------
     x : any tensor
@@ -80,7 +87,8 @@ def clone(x: Tensor) -> Any:
     """
 
     def copy(array: Array) -> Array:
-        result = empty_like(array, array.dtype)
+        empty = empty_suggested if isinstance(x, QTensor) else empty_like
+        result = empty(array, array.dtype)
         result[...] = array
         return result
 

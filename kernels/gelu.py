@@ -12,7 +12,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import TensorType, quint8
+from refquant.ir.types import QParams, TensorType, quint8
 from refquant.kernels import checks, elementary, elementary_jit
 from refquant.kernels.activations import (
     Formula,
@@ -90,9 +90,10 @@ def reference(
               y = \tfrac x 2 (1 + \tanh(\sqrt{2 / \pi} (x + 0.044715 x^3)))
 
     Quantized values are dequantized and quantized as in ``quantized::add`` and keep their
-    parameters. The vector body computes in float32, with ATen's own polynomial for erf, or
-    SLEEF's tanh and one fused step; the scalar tail computes in float64 with the C library
-    (the cube in float32). The body without vector instructions takes glibc's float32 functions.
+    parameters, but the scale is rounded to float32. The vector body computes in float32, with
+    ATen's own polynomial for erf, or SLEEF's tanh and one fused step; the scalar tail computes in
+    float64 with the C library (the cube in float32). The body without vector instructions takes
+    glibc's float32 functions.
 
     float32, ``tanh``: as the quantized body, with glibc's ``tanhf`` in the scalar tail.
     float32, ``none``: float64, rounded once; torch calls oneDNN, whose polynomial differs by up to
@@ -122,7 +123,7 @@ def reference(
     """
     if isinstance(self, QTensor):
         formula = QUANTIZED[approximate]
-        return apply(self, suggested_output(self), self.qparams, formula, target)
+        return apply(self, suggested_output(self), _kept(self.type), formula, target)
     if approximate == "tanh":
         return apply_float(self, FLOAT_TANH, target)
     out = empty_sorted(self.shape, [self], np.float32)
@@ -135,7 +136,14 @@ def infer(self: TensorType, approximate: str = "none") -> TensorType:
     checks.float_or_per_tensor("gelu", self)
     if approximate not in QUANTIZED:
         raise VerifyError(f"gelu: approximate must be none or tanh, got {approximate!r}")
-    return self
+    if self.qparams is None:
+        return self
+    return TensorType(self.dtype, self.shape, _kept(self))
+
+
+def _kept(x: TensorType) -> QParams:
+    scale, zero_point = x.per_tensor()
+    return QParams(float(np.float32(scale)), zero_point)
 
 
 @jit
@@ -198,7 +206,7 @@ def kernel(
     if not isinstance(self, QTensor):
         return reference(self, approximate, target)
     formula = COMPILED[approximate]
-    return apply_compiled(self, suggested_output(self), self.qparams, formula, target)
+    return apply_compiled(self, suggested_output(self), _kept(self.type), formula, target)
 
 
 _X = QTensor(np.array([0, 4, 5, 9], np.uint8), 0.5, 5, None, quint8)

@@ -173,6 +173,20 @@ def empty_preserved(x: Array, dtype: npt.DTypeLike) -> Array:
     return empty_like(x, dtype) if is_dense(x) else empty_sorted(x.shape, [x], dtype)
 
 
+def empty_strided_like(x: Array) -> Array:
+    """Return an uninitialised array with the strides of ``x``, gaps included.
+
+    Examples
+    --------
+    >>> empty_strided_like(np.zeros((4, 6), np.uint8)[:, ::2]).strides
+    (6, 2)
+    """
+    steps = [stride // x.itemsize for stride in x.strides]
+    extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, steps, strict=True))
+    memory = np.empty(extent if x.size else 0, x.dtype)
+    return np.lib.stride_tricks.as_strided(memory, x.shape, x.strides)
+
+
 def empty_channels_last(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised (N, C, ...) array whose memory is (N, ..., C)."""
     n, c, *spatial = shape

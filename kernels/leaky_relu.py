@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
@@ -22,18 +23,19 @@ from refquant.kernels.activations import (
     suggested_output,
 )
 from refquant.kernels.jit import jit
+from refquant.kernels.layout import empty_strided_like
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
 
-def _formula(negative_slope: float) -> Formula:
+def _formula(negative_slope: float, made_dense: bool = True) -> Formula:
     slope = np.float32(negative_slope)
 
     def leaky_relu(x: F32) -> F32:
         return np.where(x > 0, x, x * slope)
 
-    return Formula.everywhere(leaky_relu, made_dense=True)
+    return Formula.everywhere(leaky_relu, made_dense=made_dense)
 
 
 def reference(
@@ -93,6 +95,47 @@ def reference_quantized(
     return apply(qx, suggested_output(qx), qparams, _formula(negative_slope), target)
 
 
+def reference_out(
+    self: QTensor, out: QTensor, negative_slope: float = 0.01, target: Target = Target()
+) -> QTensor:
+    """Return leaky relu in the memory of ``out``, which gives scale and zero point.
+
+    As ``aten::leaky_relu``, but a loop that is not contiguous in ``self`` and ``out`` is all
+    tail. In place, ``out`` is ``self``.
+
+    Parameters
+    ----------
+    self : QTensor, quint8, qint8 or qint32
+        Quantized per tensor.
+    out : QTensor
+        Only its parameters and its strides matter.
+    negative_slope : float
+        Slope below 0.
+
+    Returns
+    -------
+    QTensor
+
+    Raises
+    ------
+    VerifyError
+        If dtypes or shapes differ.
+
+    Examples
+    --------
+    >>> x = QTensor(np.uint8([0, 9]), 1.0, 5)
+    >>> reference_out(x, QTensor(np.uint8([0, 0]), 0.5, 100), 0.5).int_repr
+    array([ 95, 108], dtype=uint8)
+    """
+    return apply(
+        self,
+        empty_strided_like(out.int_repr),
+        out.qparams,
+        _formula(negative_slope, False),
+        target,
+    )
+
+
 def infer(self: TensorType, negative_slope: float = 0.01) -> TensorType:
     """Return the type of the operand."""
     checks.float_or_per_tensor("leaky_relu", self)
@@ -110,14 +153,25 @@ def infer_with_output(
     return infer_quantized("quantized::leaky_relu", qx, output_scale, output_zero_point)
 
 
+def infer_out(self: TensorType, out: TensorType, negative_slope: float = 0.01) -> TensorType:
+    """Check both tensors."""
+    op = "aten::leaky_relu.out"
+    checks.per_tensor(op, self)
+    checks.per_tensor(op, out)
+    if (self.dtype, self.shape) != (out.dtype, out.shape):
+        raise VerifyError(f"{op}: out must have dtype and shape of {self}, got {out}")
+    return out
+
+
 @jit
 def _fill(x: F32, slope: np.float32, y: F32) -> None:
     for i in range(x.size):
         y[i] = x[i] if x[i] > 0 else np.float32(x[i] * slope)
 
 
-def _compiled(negative_slope: float) -> Formula:
-    return Formula.everywhere(filling(_fill, np.float32(negative_slope)), made_dense=True)
+def _compiled(negative_slope: float, made_dense: bool = True) -> Formula:
+    function = filling(_fill, np.float32(negative_slope))
+    return Formula.everywhere(function, made_dense=made_dense)
 
 
 def kernel(
@@ -141,6 +195,14 @@ def kernel_quantized(
     """Compute :func:`reference_quantized` by tables."""
     qparams = QParams(float(output_scale), int(output_zero_point))
     return apply_compiled(qx, suggested_output(qx), qparams, _compiled(negative_slope), target)
+
+
+def kernel_out(
+    self: QTensor, out: QTensor, negative_slope: float = 0.01, target: Target = Target()
+) -> QTensor:
+    """Compute :func:`reference_out` by tables."""
+    formula = _compiled(negative_slope, made_dense=False)
+    return apply_compiled(self, empty_strided_like(out.int_repr), out.qparams, formula, target)
 
 
 _SOURCE = (
@@ -183,6 +245,22 @@ OPS = (
                 },
                 [95, 99, 108],
                 "parameters as asked for",
+            ),
+        ),
+    ),
+    Op(
+        name="aten::leaky_relu.out",
+        reference=reference_out,
+        infer=infer_out,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "given",
+                (_X, QTensor(np.zeros(3, np.uint8), 0.5, 100, None, quint8)),
+                {"negative_slope": 0.5},
+                [95, 99, 108],
+                "parameters of the result's memory",
             ),
         ),
     ),

@@ -14,7 +14,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, quint8
 from refquant.kernels import checks, fixed_point_add, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order
+from refquant.kernels.layout import empty_strided_like, empty_suggested, memory_order
 from refquant.kernels.pointwise import (
     body_mask,
     body_rule,
@@ -122,10 +122,55 @@ def reference_relu(
     return _add(qa, qb, scale, zero_point, target, relu=True)
 
 
-def _add(
-    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+def reference_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Add two quantized tensors into the memory of a third, which gives scale and zero point.
+
+    As ``quantized::add``, with the strides of ``out``: a loop that is not contiguous in it, too,
+    is all tail. qnnpack has no kernel of its own for this form.
+
+    Parameters
+    ----------
+    qa, qb : QTensor, quint8, qint8 or qint32
+        Quantized per tensor, of one dtype; shapes broadcast.
+    out : QTensor
+        Only its parameters and its strides matter.
+
+    Returns
+    -------
+    QTensor
+
+    Raises
+    ------
+    VerifyError
+        If dtypes differ, or ``out`` has not the shape of the sum.
+
+    Examples
+    --------
+    >>> a = QTensor(np.uint8([3, 200]), 0.5, 0)
+    >>> reference_out(a, a, QTensor(np.uint8([0, 0]), 1.0, 7)).int_repr
+    array([ 10, 207], dtype=uint8)
+    """
+    return _add(qa, qb, *out.type.per_tensor(), target, relu=False, like=out.int_repr)
+
+
+def reference_relu_out(
+    qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()
 ) -> QTensor:
-    if _in_fixed_point(qa, qb, target):
+    """Do :func:`reference_out` with negative sums clamped at 0."""
+    return _add(qa, qb, *out.type.per_tensor(), target, relu=True, like=out.int_repr)
+
+
+def _add(
+    qa: QTensor,
+    qb: QTensor,
+    scale: float,
+    zero_point: int,
+    target: Target,
+    *,
+    relu: bool,
+    like: Array | None = None,
+) -> QTensor:
+    if like is None and _in_fixed_point(qa, qb, target):
         low = zero_point if relu else 0
         out = empty_suggested(qa.int_repr, np.uint8)
         out[...] = fixed_point_add.reference(
@@ -145,7 +190,7 @@ def _add(
         )
 
     a, b = qa.int_repr, qb.int_repr
-    out = _empty_result(a, b)
+    out = _empty_result(a, b) if like is None else empty_strided_like(like)
     fill(out, formula, a, b, body_mask(out, [a, b], target, vector_width(qa.dtype)))
     return QTensor(out, scale, zero_point, None, qa.dtype)
 
@@ -174,6 +219,14 @@ def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> Tens
     shape = checks.broadcast("quantized::add", qa.shape, qb.shape)
     qparams = checks.output_qparams("quantized::add", qa.dtype, scale, zero_point)
     return TensorType(qa.dtype, shape, qparams)
+
+
+def infer_out(qa: TensorType, qb: TensorType, out: TensorType) -> TensorType:
+    """Check the result's memory too."""
+    made = infer(qa, qb, *checks.per_tensor("quantized::add.out", out))
+    if made != out:
+        raise VerifyError(f"quantized::add.out: out must be {made}, got {out}")
+    return made
 
 
 @jit
@@ -245,11 +298,28 @@ def kernel_relu(
     return _run(qa, qb, scale, zero_point, target, relu=True)
 
 
+def kernel_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_out` in one compiled pass."""
+    return _run(qa, qb, *out.type.per_tensor(), target, relu=False, like=out.int_repr)
+
+
+def kernel_relu_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_relu_out` in one compiled pass."""
+    return _run(qa, qb, *out.type.per_tensor(), target, relu=True, like=out.int_repr)
+
+
 def _run(
-    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+    qa: QTensor,
+    qb: QTensor,
+    scale: float,
+    zero_point: int,
+    target: Target,
+    *,
+    relu: bool,
+    like: Array | None = None,
 ) -> QTensor:
     a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
-    if _in_fixed_point(qa, qb, target):
+    if like is None and _in_fixed_point(qa, qb, target):
         out = empty_suggested(a, a.dtype)
         order = np.argsort([-step for step in out.strides], kind="stable")
         low = zero_point if relu else 0
@@ -273,7 +343,7 @@ def _run(
     constants = (inverse, zero_point, *dtype.limits, relu)
     body_is = (target.fused_multiply_add, body_rule(dtype, target))
     tail_is = (False, BEFORE)
-    out = _empty_result(a, b)
+    out = _empty_result(a, b) if like is None else empty_strided_like(like)
     width = vector_width(dtype)
 
     vectorises = body_is == (True, AFTER) and rounding.is_ordinary(sa, sb, inverse)
@@ -359,6 +429,38 @@ OPS = (
                 (_u8(0, 101, zero_point=100), _u8(0, 255, zero_point=100)),
                 {"scale": 1.0, "zero_point": 7},
                 [7, 163],
+                "a negative sum becomes the zero point",
+            ),
+        ),
+    ),
+    Op(
+        name="quantized::add.out",
+        reference=reference_out,
+        infer=infer_out,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "ties",
+                (*_TIES[0], _u8(0, 0, 0, scale=2.0, zero_point=7)),
+                {},
+                [8, 8, 12],
+                "as on fbgemm under every engine",
+            ),
+        ),
+    ),
+    Op(
+        name="quantized::add_relu.out",
+        reference=reference_relu_out,
+        infer=infer_out,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu_out),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "negative",
+                (_u8(0, zero_point=100), _u8(0, zero_point=100), _u8(9, zero_point=7)),
+                {},
+                [7],
                 "a negative sum becomes the zero point",
             ),
         ),

@@ -14,7 +14,7 @@ from refquant.ir.target import Target
 from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order
+from refquant.kernels.layout import empty_strided_like, empty_suggested, memory_order
 from refquant.kernels.pointwise import body_mask, chunks, fill, same_memory, vector_width
 from refquant.kernels.rounding_jit import clamp, narrow_after
 from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
@@ -96,8 +96,59 @@ def reference_relu(
     return _multiply(qa, qb, scale, zero_point, target, relu=True)
 
 
+def reference_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Multiply two quantized tensors into the memory of a third, which gives the parameters.
+
+    As ``quantized::mul``, with the strides of ``out``: a loop that is not contiguous in it, too,
+    is all tail.
+
+    Parameters
+    ----------
+    qa, qb : QTensor, quint8, qint8 or qint32
+        Quantized per tensor, of one dtype; shapes broadcast.
+    out : QTensor
+        Only its parameters and its strides matter.
+
+    Returns
+    -------
+    QTensor
+
+    Raises
+    ------
+    VerifyError
+        If dtypes differ, or ``out`` has not the shape of the product.
+
+    Examples
+    --------
+    >>> a = QTensor(np.uint8([3, 200]), 1.0, 0)
+    >>> reference_out(a, a, QTensor(np.uint8([0, 0]), 9.0, 7)).int_repr
+    array([  8, 255], dtype=uint8)
+    """
+    return _multiply(qa, qb, *out.type.per_tensor(), target, relu=False, like=out.int_repr)
+
+
+def reference_relu_out(
+    qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()
+) -> QTensor:
+    """Do :func:`reference_out` with negative products clamped at 0."""
+    return _multiply(qa, qb, *out.type.per_tensor(), target, relu=True, like=out.int_repr)
+
+
+def _empty(a: Array, b: Array, like: Array | None) -> Array:
+    if like is not None:
+        return empty_strided_like(like)
+    return empty_suggested(a, a.dtype, np.broadcast_shapes(a.shape, b.shape))
+
+
 def _multiply(
-    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+    qa: QTensor,
+    qb: QTensor,
+    scale: float,
+    zero_point: int,
+    target: Target,
+    *,
+    relu: bool,
+    like: Array | None = None,
 ) -> QTensor:
     m = multiplier(float(qa.scale), float(qb.scale), scale)
     floor = zero_point if relu else qa.dtype.limits[0]
@@ -110,7 +161,7 @@ def _multiply(
         return np.maximum(np.where(in_body, body, tail), floor)
 
     a, b = qa.int_repr, qb.int_repr
-    out = empty_suggested(a, a.dtype, np.broadcast_shapes(a.shape, b.shape))
+    out = _empty(a, b, like)
     fill(out, formula, a, b, body_mask(out, [a, b], target, vector_width(qa.dtype)))
     return QTensor(out, scale, zero_point, None, qa.dtype)
 
@@ -146,6 +197,14 @@ def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> Tens
     shape = checks.broadcast("quantized::mul", qa.shape, qb.shape)
     qparams = checks.output_qparams("quantized::mul", qa.dtype, scale, zero_point)
     return TensorType(qa.dtype, shape, qparams)
+
+
+def infer_out(qa: TensorType, qb: TensorType, out: TensorType) -> TensorType:
+    """Check the result's memory too."""
+    made = infer(qa, qb, *checks.per_tensor("quantized::mul.out", out))
+    if made != out:
+        raise VerifyError(f"quantized::mul.out: out must be {made}, got {out}")
+    return made
 
 
 @jit
@@ -223,11 +282,28 @@ def kernel_relu(
     return _run(qa, qb, scale, zero_point, target, relu=True)
 
 
+def kernel_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_out` in one compiled pass."""
+    return _run(qa, qb, *out.type.per_tensor(), target, relu=False, like=out.int_repr)
+
+
+def kernel_relu_out(qa: QTensor, qb: QTensor, out: QTensor, target: Target = Target()) -> QTensor:
+    """Compute :func:`reference_relu_out` in one compiled pass."""
+    return _run(qa, qb, *out.type.per_tensor(), target, relu=True, like=out.int_repr)
+
+
 def _run(
-    qa: QTensor, qb: QTensor, scale: float, zero_point: int, target: Target, *, relu: bool
+    qa: QTensor,
+    qb: QTensor,
+    scale: float,
+    zero_point: int,
+    target: Target,
+    *,
+    relu: bool,
+    like: Array | None = None,
 ) -> QTensor:
     a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
-    out = empty_suggested(a, a.dtype, np.broadcast_shapes(a.shape, b.shape))
+    out = _empty(a, b, like)
     m = multiplier(float(qa.scale), float(qb.scale), scale)
     za, zb = int(qa.zero_point), int(qb.zero_point)
     low, high = dtype.limits
@@ -320,6 +396,38 @@ OPS = (
                 (_u8(0, 102, zero_point=100), _u8(1, 3)),
                 {"scale": 1.0, "zero_point": 7},
                 [7, 13],
+                "a negative product becomes the zero point",
+            ),
+        ),
+    ),
+    Op(
+        name="quantized::mul.out",
+        reference=reference_out,
+        infer=infer_out,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "overflow",
+                (*(_u8(*[200] * 128),) * 2, QTensor(np.zeros(256, np.uint8)[::2], 1e-6, 7)),
+                {},
+                [255] * 128,
+                "strides of the result: no vector body, so it saturates",
+            ),
+        ),
+    ),
+    Op(
+        name="quantized::mul_relu.out",
+        reference=reference_relu_out,
+        infer=infer_out,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu_out),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "negative",
+                (_u8(0, zero_point=100), _u8(1), _u8(9, zero_point=7)),
+                {},
+                [7],
                 "a negative product becomes the zero point",
             ),
         ),

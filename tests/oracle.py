@@ -9,9 +9,16 @@ import numpy as np
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Target
-from refquant.ledger.oracle import call_torch, from_torch, this_machine, to_torch, torch_as
+from refquant.ledger.oracle import (
+    call_torch,
+    from_torch,
+    packed_table,
+    this_machine,
+    to_torch,
+    torch_as,
+)
 
-__all__ = ["call_torch", "from_torch", "this_machine", "to_torch", "torch_as"]
+__all__ = ["call_torch", "from_torch", "packed_table", "this_machine", "to_torch", "torch_as"]
 
 
 def assert_same(actual: Any, expected: Any) -> None:

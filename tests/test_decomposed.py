@@ -1,6 +1,6 @@
 """``quantized_decomposed``, fake-quants and observers: torch's bits, ties and specials first.
 
-The values of whole sweeps are drawn by ``values.hugging``; ``test_any_types`` draws types.
+The values of whole sweeps are drawn by ``floats.hugging``; ``test_any_types`` draws types.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ledger import Ledger
 from oracle import assert_same_strides, call_torch, from_torch, this_machine, to_torch
 from torch.ao.quantization import FakeQuantize, MovingAveragePerChannelMinMaxObserver
-from values import a_scale, chunks, hugging
+from values import chunks
 
 from refquant.importers import from_fx
 from refquant.ir import OPS, Module, VerifyError
@@ -26,22 +26,19 @@ from refquant.ir.types import (
     DType,
     TensorType,
     bfloat16,
-    bool_,
     float8_e4m3fn,
     float8_e5m2,
     float16,
     float32,
     float64,
     int8,
-    int16,
-    int32,
-    int64,
     uint8,
     uint16,
 )
 from refquant.kernels.decomposed import BOUNDS
 from refquant.kernels.decomposed_fake_quant import fake_quant_per_channel_backward
-from refquant.kernels.layout import channels_last
+from refquant.ledger.draw.decomposed import TARGETS, a_call, drawn_scales, range_of
+from refquant.ledger.draw.floats import hugging
 from refquant.ops import function
 
 SCALES = st.floats(2**-20, 2**10)
@@ -185,7 +182,6 @@ def test_a_fake_quant_without_state_is_refused() -> None:
 MACHINE = this_machine()
 X32, ONES = np.ones((2, 3), np.float32), np.ones(2)
 U8, GROUP = {"quant_min": 0, "quant_max": 255, "dtype": uint8}, {"group_size": 2}
-TARGETS = [uint8, int8, uint16, int16, int32, float8_e5m2, float8_e4m3fn]
 HALF = [float16, bfloat16]
 
 
@@ -211,16 +207,6 @@ def same(
             ledger.equal(subject, one, other)
         assert inferred == (tuple(map(type_of, actual)) if several else type_of(actual))
     return expected
-
-
-def range_of(dtype: DType) -> dict[str, Any]:
-    low, high = BOUNDS[dtype]
-    return {"quant_min": low, "quant_max": high, "dtype": dtype}
-
-
-def drawn_scales(rng: np.random.Generator, shape: Any, dtype: Any) -> Any:
-    """Draw scales that a dtype holds as normal numbers."""
-    return np.clip(a_scale(rng, shape), 1e-3, 1e2).astype(dtype)
 
 
 def rows_of(n: int) -> int:
@@ -383,83 +369,6 @@ def test_convert_element_type(ledger: Ledger, dtype: DType) -> None:
 
 
 # ---- types and shapes drawn at random
-
-ALL = [d for d in DTYPES.values() if not d.is_quantized]
-
-
-def an_array(rng: np.random.Generator, dtype: DType, shape: Any, positive: bool = False) -> Any:
-    if dtype == bool_:
-        return rng.random(shape) < 0.5
-    if dtype.is_floating_point:
-        x = np.exp(rng.uniform(-4, 4, shape)) * (1 if positive else rng.choice([-1, 1], shape))
-        return np.asarray(x).astype(np.float32).astype(dtype.storage)
-    limits = np.iinfo(dtype.storage)
-    bits = int(rng.choice([3, 6, 8, 12, 20, 40]))
-    low = 1 if positive else max(limits.min, -(2**bits))
-    return np.asarray(rng.integers(low, min(limits.max, 2**bits), shape)).astype(dtype.storage)
-
-
-def placed(rng: np.random.Generator, x: Any) -> Any:
-    """Return an array with other strides."""
-    if x.ndim == 4 and rng.random() < 0.3:
-        return channels_last(x)
-    order = rng.permutation(x.ndim)
-    x = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
-    return np.repeat(x, 2, axis=0)[::2] if x.ndim and rng.random() < 0.3 else x
-
-
-def a_call(rng: np.random.Generator, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Draw a call of one op; its types may be such that torch refuses it."""
-
-    def dtype(*usual: DType) -> DType:
-        pool = list(usual) if rng.random() < 0.7 else ALL
-        return pool[int(rng.integers(len(pool)))]
-
-    def one(*usual: DType, positive: bool = False) -> Any:
-        return an_array(rng, dtype(*usual), [(), (1,), (1, 1)][int(rng.integers(3))], positive)
-
-    shape = tuple(int(d) for d in rng.choice([1, 2, 3, 5, 17], int(rng.integers(1, 5))))
-    target = TARGETS[int(rng.integers(7))]
-    limits = range_of(target if rng.random() < 0.9 else TARGETS[int(rng.integers(2))])
-    backward = name.startswith("dequantize")
-    source = target if backward else dtype(float32, *HALF)
-    if "group" in name or "token" in name:
-        source = dtype(int8, uint8) if backward else dtype(float32, float64, *HALF)
-    x = placed(rng, an_array(rng, source, shape))
-    out = {"out_dtype": dtype(float32, *HALF)} if backward else {}
-    base, _, form = name.partition(".")
-    if base.endswith("_per_tensor"):
-        if not form:
-            numbers = {"scale": float(a_scale(rng)), "zero_point": int(rng.integers(-9, 2**20))}
-            return (x,), numbers | limits | out
-        operands = x, one(float32, float64, positive=True), one(int64, int32, float32)
-        if form == "tensor":
-            return operands, limits | out
-        ends = np.array(limits["quant_min"]), np.array([limits["quant_max"]])
-        return (*operands, *ends), {"dtype": limits["dtype"]} | out
-    if base in ("quantize_per_channel", "dequantize_per_channel", "fake_quant_per_channel"):
-        axis = int(rng.integers(0 if "fake" in base else -len(shape), len(shape)))
-        channels = shape[axis] if rng.random() < 0.9 else 1
-        scales = an_array(rng, dtype(float32, float64, *HALF), channels, positive=True)
-        zero_points = an_array(rng, dtype(int64, int32), channels)
-        if "fake" in base:
-            del limits["dtype"]
-        return (x, scales, zero_points), {"axis": axis} | limits | out
-    if base == "convert_element_type":
-        return (placed(rng, an_array(rng, dtype(float32), shape)),), {"dtype": dtype(int8)}
-    if form == "tensor":
-        return (x,), limits | {"eps": 2.0 ** -float(rng.integers(30))}
-    if "choose" in base:
-        return (x,), {"dtype": dtype(int8)}
-    out = {"output_dtype": dtype(float32, *HALF)} if backward else {}
-    each: tuple[int, ...] = (*shape[:-1], 1)
-    if "group" in base:
-        rows, count = int(rng.integers(1, 6)), int(rng.integers(1, 4))
-        x = placed(rng, an_array(rng, source, (rows, count * 4)))
-        each, out = (rows, count), {"group_size": 4} | out
-    scales = an_array(rng, dtype(float32, float64, *HALF), each, positive=True)
-    return (x, scales, an_array(rng, dtype(int64, int32, float32), each)), limits | out
-
 
 NAMES = [name.partition("::")[2] for name in OPS if name.startswith("quantized_decomposed")]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from ledger import Ledger
-from oracle import assert_same, call_torch, from_torch, to_torch
+from oracle import assert_same, call_torch, from_torch, packed_table
 from torch import nn
 from torch.ao import quantization
 from torch.ao.quantization import quantize_fx
@@ -24,13 +24,20 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import Dim, TensorType, float32, int64, quint8, uint8
+from refquant.ir.types import Dim, TensorType, float32, int64, uint8
+from refquant.ledger.draw.embeddings import (
+    BITS,
+    EXTREMES,
+    bytes_of_rows,
+    form_of,
+    offsets_of,
+    quantized_table,
+    table,
+    width_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
 Array = Any
-Rng = np.random.Generator
-BITS = {"byte": 8, "4bit": 4, "2bit": 2}
-EXTREMES = (0.0, -0.0, np.inf, -np.inf, np.nan, 7e4, -7e4, 3e38, -3e38, 1e-40, 6e-8, 4e9, 3e10)
 
 
 def bits_of(x: Array) -> Array:
@@ -40,7 +47,7 @@ def bits_of(x: Array) -> Array:
 
 def check(ledger: Ledger, subject: str, name: str, *operands: Any, **attributes: Any) -> Array:
     """Compare torch with reference, kernel and inferred type."""
-    op, (expected,) = OPS[name], flat(call(name, operands, attributes))
+    op, (expected,) = OPS[name], flat(call_torch(name, operands, attributes))
     types = [None if v is None else type_of(v) for v in operands]
     inferred = op.infer(*types, **attributes)
     for fast in (False, True):
@@ -53,46 +60,11 @@ def check(ledger: Ledger, subject: str, name: str, *operands: Any, **attributes:
     return expected
 
 
-def call(name: str, operands: tuple[Any, ...], attributes: dict[str, Any]) -> Any:
-    """Run torch's op, with a quantized table packed first."""
-    if isinstance(operands[0], QTensor):
-        function = getattr(torch.ops.quantized, name.split("::")[1])
-        keywords = ("indices", "offsets", "per_sample_weights", "compressed_indices_mapping")
-        tensors = dict(zip(keywords, map(to_torch, operands[1:]), strict=False))
-        return function(packed(operands[0]), **tensors, **attributes).numpy()
-    return call_torch(name, operands, attributes)
-
-
 def flat(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
 # ---- tables
-
-
-def table(rng: Rng, rows: int, width: int, bits: int, kind: int) -> Array:
-    """Return rows with values next to ties of their own quantization, or awkward ones."""
-    x = (rng.normal(size=(rows, width)) * np.exp(rng.uniform(-9, 6))).astype(np.float32)
-    if kind % 2:
-        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
-        start = low if bits == 8 else low.astype(np.float16).astype(np.float32)
-        step = (high - start) / np.float32((1 << bits) - 1)
-        step = step if bits == 8 else step.astype(np.float16).astype(np.float32)
-        ties = start + (rng.integers(0, (1 << bits) - 1, x.shape) + np.float32(0.5)) * step
-        ties = ties.astype(np.float32)
-        ties = (ties.view(np.int32) + rng.integers(-3, 4, x.shape).astype(np.int32)).view(x.dtype)
-        x = np.where((x != low) & (x != high) & (ties > low) & (ties < high), ties, x)
-    if kind % 5 == 0 and width:
-        x[rng.integers(rows)] = x[0, 0]
-        x[rng.integers(rows)] = rng.choice([0.0, -0.0], width)
-    if kind % 7 == 0:
-        x = np.where(rng.random(x.shape) < 0.1, rng.choice(EXTREMES, x.shape), x)
-    return x.astype(np.float32)
-
-
-def width_of(rng: Rng, bits: int) -> int:
-    each = 8 // bits
-    return int(rng.choice([1, 2, 3, 5, 7, 8, 9, 16, 24, 31, 32, 33, 40, 64, 70, 128])) * each
 
 
 @pytest.mark.parametrize("form", BITS)
@@ -195,44 +167,6 @@ def test_a_table_of_any_rank_is_packed_to_bytes(ledger: Ledger) -> None:
 # ---- bags
 
 
-def quantized_table(rng: Rng, rows: int, width: int, bits: int) -> QTensor:
-    """Return a table whose values torch quantized, with parameters of every size."""
-    scale = np.exp(rng.uniform(-12, 4, rows)).astype(np.float32)
-    zero = rng.uniform(-20, 1 << bits, rows).astype(np.float32)
-    real = (rng.integers(0, 1 << bits, (rows, width)) - zero[:, None]) * scale[:, None]
-    dtype = torch.quint8 if bits == 8 else torch.quint4x2
-    values = torch.from_numpy(real.astype(np.float32))
-    made = torch.quantize_per_channel(values, *map(torch.from_numpy, (scale, zero)), 0, dtype)
-    return from_torch(made)
-
-
-def packed(table: QTensor) -> Any:
-    """Return a table as torch packs it."""
-    x = np.asarray(table.int_repr)
-    if table.dtype == quint8:
-        weight = to_torch(table)
-    else:  # made from values of which every one is far from a tie
-        parts = (np.float32(1) * x, np.ones(len(x), np.float32), np.zeros(len(x), np.float32))
-        weight = torch.quantize_per_channel(*map(torch.from_numpy, parts), 0, torch.quint4x2)
-        weight.q_per_channel_scales().copy_(torch.from_numpy(table.scale))
-        weight.q_per_channel_zero_points().copy_(torch.from_numpy(table.zero_point))
-    return torch.ops.quantized.embedding_bag_prepack(weight)
-
-
-def bytes_of_rows(rng: Rng, rows: int, width: int, bits: int) -> Array:
-    x = rng.normal(size=(rows, width)) * np.exp(rng.uniform(-6, 3, (rows, 1)))
-    return OPS[f"quantized::embedding_bag_{form_of(bits)}_prepack"].reference(x.astype(np.float32))
-
-
-def form_of(bits: int) -> str:
-    return next(form for form, known in BITS.items() if known == bits)
-
-
-def offsets_of(rng: Rng, count: int, last: bool) -> Array:
-    inner = np.sort(rng.integers(0, count + 1, int(rng.integers(0, 6))))
-    return np.concatenate([[0], inner, [count] if last else []]).astype(np.int64)
-
-
 FLAGS = list(product((False, True), repeat=3))
 
 
@@ -320,7 +254,7 @@ def test_a_packed_table_is_unpacked_as_it_was() -> None:
     rng = np.random.default_rng(2)
     for bits in (8, 4):
         table = quantized_table(rng, 5, 6, bits)
-        held = packed(table)  # what is unpacked shares its memory
+        held = packed_table(table)  # what is unpacked shares its memory
         unpacked = torch.ops.quantized.embedding_bag_unpack(held)
         for name in ("prepack", "unpack"):
             op = OPS[f"quantized::embedding_bag_{name}"]
@@ -408,7 +342,7 @@ def test_torch_refuses_it_too(
     name: str, operands: tuple[Any, ...], attributes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((RuntimeError, IndexError)):
-        call(f"quantized::{name}", operands, attributes)
+        call_torch(f"quantized::{name}", operands, attributes)
     types = [None if v is None else type_of(v) for v in operands]
     with pytest.raises(VerifyError, match=message):
         OPS[f"quantized::{name}"].infer(*types, **attributes)
@@ -437,7 +371,7 @@ def test_values_out_of_range_are_refused(bits: int, message: str) -> None:
     operands, attributes = VALUES[message](bits)
     name = f"quantized::{BAG.format(form_of(bits))}"
     with pytest.raises(RuntimeError):
-        call(name, operands, attributes)
+        call_torch(name, operands, attributes)
     for fast in (False, True):
         with pytest.raises(VerifyError, match=re.escape(message)):
             OPS[name].bind(Target(), fast=fast)(*operands, **attributes)

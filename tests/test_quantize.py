@@ -15,7 +15,7 @@ from oracle import (
     to_torch,
     torch_as,
 )
-from values import AWKWARD, FAR, a_scale, a_zero_point, chunks, hugging
+from values import chunks
 
 from refquant.importers import from_fx
 from refquant.ir import OPS, QTensor, Target, VerifyError
@@ -33,6 +33,7 @@ from refquant.ir.types import (
 )
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.layout import channels_last, is_channels_last
+from refquant.ledger.draw.floats import AWKWARD, FAR, a_scale, a_zero_point, hugging
 from refquant.ops import function
 
 Array = Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,9 +24,10 @@ from refquant.ledger.check import Outcome
 from refquant.ledger.draw import SAMPLERS
 from refquant.ledger.known import is_expected
 from refquant.ledger.plan import cells
-from refquant.ledger.run import run_all
+from refquant.ledger.run import environment, run_all
 
 SHORT, LONG = 1_000_000, 10_000_000  # elements a cell
+_COMMAND = (sys.executable, "-m", "refquant.ledger")
 out = Console(stderr=True)
 
 
@@ -76,9 +78,12 @@ def main(
 def _line(cell: Cell, outcome: Outcome, seed: int) -> str:
     if outcome.status == "crash":
         return f"{cell}: the process died or fell silent: {outcome.refusal}"
+    again = f"--reproduce '{cell}' --sample {outcome.first} --seed {seed}"
+    if outcome.status == "broken":
+        return f"{cell}: {outcome.error}; {again}"
     return (
         f"{cell}: {outcome.mismatches} of {outcome.elements} elements differ, worst "
-        f"{outcome.worst:g}; --reproduce '{cell}' --sample {outcome.first} --seed {seed}"
+        f"{outcome.worst:g}; {again}"
     )
 
 
@@ -112,6 +117,9 @@ def _reproduce(text: str, index: int, seed: int) -> int:
         ) from None
     if name not in SAMPLERS:
         raise VerifyError(f"--reproduce: no samples for {name!r}")
+    variables = environment(cell.target.isa)
+    if variables != dict(os.environ):  # torch reads them when it is loaded
+        return subprocess.run([*_COMMAND, *sys.argv[1:]], env=variables, check=False).returncode
     cell, call = check.sample(cell, index, seed)
     print(f"{cell}, threads {cell.target.threads}, sample {index}, seed {seed}")
     for operand in call.operands:

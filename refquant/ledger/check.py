@@ -33,8 +33,8 @@ class Outcome:
     ----------
     status
         ``equal``, ``differs``, ``refused`` (by torch, always), ``missing`` (no sample could be
-        run here that torch runs), ``partial`` (equal, but some samples are refused here only) or
-        ``crash`` (torch's process died).
+        run here that torch runs), ``partial`` (equal, but some samples are refused here only),
+        ``broken`` (an error here that was not raised on purpose) or ``crash`` (the process died).
     samples, elements, mismatches
         Calls compared, elements of their results, and how many of those differ.
     worst
@@ -43,8 +43,10 @@ class Outcome:
         Samples that torch refuses, and what it said of the last one.
     unsupported
         Samples that torch runs and refquant does not, by reason.
+    error
+        What was raised here and is not one of refquant's errors.
     first
-        Index of the first sample that differs, with which it can be reproduced.
+        Index of the first sample that differs or is broken, with which it can be reproduced.
     seconds
         Time taken.
     """
@@ -57,12 +59,15 @@ class Outcome:
     refused: int = 0
     refusal: str = ""
     unsupported: Counter[str] = field(default_factory=Counter)
+    error: str = ""
     first: int | None = None
     seconds: float = 0.0
 
     def close(self) -> Outcome:
         """Conclude what the counts mean."""
-        if self.mismatches:
+        if self.error:
+            self.status = "broken"
+        elif self.mismatches:
             self.status = "differs"
         elif self.samples:
             self.status = "partial" if self.unsupported else "equal"
@@ -127,7 +132,8 @@ def _distance(one: Any, other: Any) -> float:
         one, other = one.astype(np.float32), other.astype(np.float32)
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return np.inf
-    return float((np.abs(one - other) / np.spacing(np.abs(other))).max())
+    with np.errstate(over="ignore"):
+        return float((np.abs(one - other) / np.spacing(np.abs(other))).max())
 
 
 def _reason(error: Exception) -> str:
@@ -142,7 +148,7 @@ def by_torch(cell: Cell, call: Call) -> Any:
         warnings.simplefilter("ignore")
         try:
             return oracle.call_torch(cell.name, *call)
-        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        except Exception as error:
             return error
 
 
@@ -206,8 +212,12 @@ def _compare(
         if executor == "reference" and size > REFERENCE_UP_TO and "fast" in executors:
             continue
         actual = by_refquant(cell, call, fast=executor == "fast")
-        if isinstance(actual, Exception):
+        if isinstance(actual, RefquantError):
             outcome.unsupported[_reason(actual)] += 1
+            return
+        if isinstance(actual, Exception):
+            outcome.error = outcome.error or _reason(actual)
+            outcome.first = index if outcome.first is None else outcome.first
             return
         compared, mismatches, worst = different(actual, expected)
         if not counted:

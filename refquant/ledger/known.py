@@ -21,6 +21,11 @@ class Inexact(NamedTuple):
 
 
 INEXACT: dict[str, Inexact] = {
+    "quantized::matmul *": Inexact(
+        "float sums in the order of torch's MKL on AMD processors with AVX512; a result next to a "
+        "tie may be one step away where MKL takes another order (one column, other processors)",
+        *(1, 1e-3),
+    ),
     "quantized::linear_tanh onednn/* quint8": Inexact(
         "oneDNN's float32 tanh is a polynomial whose last bits are not reproduced", 1, 1e-3
     ),
@@ -41,4 +46,4 @@ def is_expected(cell: Cell, outcome: Outcome) -> bool:
         known = cause_of(cell)
         within = known and outcome.worst <= known.worst
         return bool(known and within and outcome.mismatches <= known.share * outcome.elements)
-    return outcome.status != "crash"
+    return outcome.status not in ("broken", "crash")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch.ao.quantization.fx._decomposed
 from refquant.importers import fx_torch
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import DType, QScheme
+from refquant.ir.types import DType, QScheme, quint8
 
 # Operators whose weight is packed into a tensor: what packs it, and which operands it takes.
 _PACKED_TENSORS = {
@@ -58,6 +59,10 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
         rest = (*arguments[last:], *keywords.values())
         return from_torch(function(*arguments[:first], packed, *rest))
     schema = _schema(function, len(operands), set(attributes))
+    if str(schema[0].type).endswith("EmbeddingPackedParamsBase"):
+        held = packed_table(operands[0])  # what is unpacked shares its memory
+        given = dict(zip([x.name for x in schema if _is_tensor(x)], arguments[1:], strict=False))
+        return deepcopy(from_torch(function(held, **given, **keywords)))
     if any("PackedParamsBase" in str(x.type) for x in schema):
         return from_torch(function(*_packed_arguments(packet, schema, arguments, keywords)))
     lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
@@ -115,6 +120,19 @@ def _packed_arguments(
         elif rest:
             placed.append(rest.pop(0))
     return placed
+
+
+def packed_table(table: QTensor) -> Any:
+    """Return a table as torch packs it."""
+    x = np.asarray(table.int_repr)
+    if table.dtype == quint8:
+        weight = to_torch(table)
+    else:  # made from values of which every one is far from a tie
+        parts = (np.float32(1) * x, np.ones(len(x), np.float32), np.zeros(len(x), np.float32))
+        weight = torch.quantize_per_channel(*map(torch.from_numpy, parts), 0, torch.quint4x2)
+        weight.q_per_channel_scales().copy_(torch.from_numpy(table.scale))
+        weight.q_per_channel_zero_points().copy_(torch.from_numpy(table.zero_point))
+    return torch.ops.quantized.embedding_bag_prepack(weight)
 
 
 def this_machine() -> Target:

@@ -126,6 +126,7 @@ def _summary(found: Found) -> Iterator[str]:
         "differs": "see below",
         "missing": "torch runs it, refquant refuses it",
         "refused": "torch refuses every sample",
+        "broken": "refquant fails with an error that is not its own",
         "crash": "torch's process died",
     }
     yield "| cells | | elements compared | mismatches |"
@@ -220,7 +221,7 @@ def _entry(outcomes: Mapping[str, Outcome]) -> str:
     if statuses == {"equal"}:
         return _number(elements)
     parts = []
-    for status in ("partial", "differs", "missing", "refused", "crash"):
+    for status in ("partial", "differs", "missing", "refused", "broken", "crash"):
         some = [isa for isa in Isa if isa in outcomes and outcomes[isa].status == status]
         if some:
             parts.append(status if len(some) == len(outcomes) else f"{status} {', '.join(some)}")

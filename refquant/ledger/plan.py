@@ -24,6 +24,10 @@ ENVIRONMENTS: dict[Isa, dict[str, str]] = {
     },
     Isa.DEFAULT: {"ATEN_CPU_CAPABILITY": "default"},
 }
+_OF_LIBRARIES = (
+    *("*::*linear*", "*::*conv*", "*::embedding*", "onednn::*", "aten::quantize_per_*"),
+    *("quantized::*lstm*", "quantized::*gru*", "quantized::*rnn*", "aten::quantized_*"),
+)
 _USUAL = (quint8, qint8, qint32)
 
 
@@ -32,11 +36,24 @@ def dtypes_of(name: str) -> tuple[DType, ...]:
     return DTYPES.get(name, _USUAL)
 
 
+def _has_a_say(name: str, target: Target) -> bool:
+    """Whether engine and instruction set can change what torch does, given another cell.
+
+    ``quantized_decomposed`` is written in Python, for no engine; ``avx512`` differs from
+    ``avx512_vnni`` in what fbgemm and oneDNN do, not in torch's own kernels.
+    """
+    if name.startswith("quantized_decomposed::") and target.engine is not Engine.FBGEMM:
+        return False
+    return target.isa is not Isa.AVX512 or any(fnmatchcase(name, part) for part in _OF_LIBRARIES)
+
+
 def cells(only: str = "*") -> Iterator[Cell]:
     """Yield every cell whose text matches a pattern such as ``quantized::add* fbgemm/*``."""
     for isa in Isa:
         for name in SAMPLERS:
             for engine in Engine:
+                if not _has_a_say(name, Target(engine, isa)):
+                    continue
                 for dtype in dtypes_of(name):
                     cell = Cell(name, Target(engine, isa), dtype)
                     if fnmatchcase(str(cell), only) or fnmatchcase(name, only):

@@ -8,8 +8,9 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import groupby
 from tempfile import TemporaryFile
 from typing import IO
@@ -23,6 +24,12 @@ CHUNK = 250  # cells of one process
 PATIENCE = 300  # seconds without a word, after which a process is given up
 
 Report = Callable[[Cell, Outcome], None]
+
+
+def environment(isa: Isa) -> dict[str, str]:
+    """Return the variables of a process that stands for a machine."""
+    quiet = {"OMP_WAIT_POLICY": "passive", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {**os.environ, **quiet, **ENVIRONMENTS[isa]}
 
 
 def run_all(
@@ -60,10 +67,10 @@ def _run_chunk(
     while cells:
         done = 0
         with TemporaryFile("w+") as errors:
-            outcomes = _in_process(cells, elements, seed, errors)
-            for cell, outcome in zip(cells, outcomes, strict=False):
-                yield cell, outcome
-                done += 1
+            with closing(_in_process(cells, elements, seed, errors)) as outcomes:
+                for cell, outcome in zip(cells, outcomes, strict=False):
+                    yield cell, outcome
+                    done += 1
             errors.seek(0)
             said = errors.read().strip().splitlines()
         if done < len(cells):
@@ -74,9 +81,8 @@ def _run_chunk(
 
 def _in_process(
     cells: tuple[Cell, ...], elements: int, seed: int, errors: IO[str]
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Yield the outcomes of cells until the process ends, by itself or for its silence."""
-    variables = {"OMP_WAIT_POLICY": "passive", **ENVIRONMENTS[cells[0].target.isa]}
     job = {
         "cells": [(cell.name, str(cell.target), cell.dtype.name) for cell in cells],
         "elements": elements,
@@ -88,9 +94,10 @@ def _in_process(
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        env={**os.environ, **variables},
+        env=environment(cells[0].target.isa),
     )
     assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(json.dumps(job))
     process.stdin.close()
     lines: queue.Queue[str | None] = queue.Queue()
@@ -103,6 +110,7 @@ def _in_process(
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def _forward(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

@@ -6,9 +6,21 @@ quantized ones.
 
 from refquant.ir.types import DType
 from refquant.ledger.cell import Sampler
-from refquant.ledger.draw import images, moves, norms, pointwise, products
+from refquant.ledger.draw import (
+    decomposed,
+    embeddings,
+    images,
+    moves,
+    norms,
+    pointwise,
+    products,
+    quantize,
+)
 
-_FAMILIES = (pointwise, products, norms, images, moves)
+_FAMILIES = (
+    *(quantize, products, pointwise, norms, images, moves),
+    *(embeddings, decomposed),
+)
 
 SAMPLERS: dict[str, Sampler] = {
     name: sampler for family in _FAMILIES for name, sampler in family.SAMPLERS.items()

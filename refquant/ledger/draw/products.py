@@ -208,11 +208,7 @@ SAMPLERS: dict[str, Sampler] = {
     "_quantized::wrapped_quantized_linear": linear_wrapped,
     "_quantized::_wrapped_quantized_linear_prepacked": linear_wrapped,
     "_quantized::linear_dynamic": linear_dynamic,
-    **{
-        f"_quantized::conv{rank}d{relu}": partial(convolution, rank=rank)
-        for rank in (2, 3)
-        for relu in ("", "_relu")
-    },
+    **{f"_quantized::conv2d{relu}": partial(convolution, rank=2) for relu in ("", "_relu")},
     **{f"_quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2)},
     **{
         name: partial(convolution, rank=rank)
