@@ -322,6 +322,33 @@ def quantized_linear_dynamic(name: str) -> Rule:
     return rule
 
 
+def quantized_linear_leaky_relu(
+    b: TorchBuilder,
+    x: Value,
+    packed_weight: Any,
+    scale: Any,
+    zero_point: Any,
+    negative_slope: float,
+) -> Value:
+    """``torch.ops.quantized.linear_leaky_relu``."""
+    weight, bias, _ = b.packed(packed_weight)
+    numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
+    return b.emit(
+        "quantized::linear_leaky_relu", x, weight, bias, **numbers, negative_slope=negative_slope
+    )
+
+
+def quantized_linear_q_dq(name: str) -> Rule:
+    """Return the rule of a linear that quantizes its input with given parameters."""
+
+    def rule(b: TorchBuilder, x: Value, scale: Any, zero_point: Any, packed_weight: Any) -> Value:
+        weight, bias, _ = b.packed(packed_weight)
+        numbers = {"X_scale": b.number(scale, float), "X_zero_point": b.number(zero_point, int)}
+        return b.emit(f"quantized::{name}", x, weight, bias, **numbers)
+
+    return rule
+
+
 def quantized_linear_fp16(name: str) -> Rule:
     """Return the rule of ``torch.ops.quantized.linear_dynamic_fp16`` and its relu form."""
 
@@ -424,6 +451,30 @@ def quantized_conv(name: str) -> Rule:
     return rule
 
 
+def quantized_conv_dynamic(name: str) -> Rule:
+    """Return the rule of a convolution that quantizes its input by its own range."""
+
+    def rule(b: TorchBuilder, x: Value, packed_weight: Any, reduce_range: bool = False) -> Value:
+        weight, bias, geometry = b.packed(packed_weight, rank=rank_of(name))
+        attributes = {**geometry, "reduce_range": reduce_range}
+        return b.emit(f"quantized::{name}", x, weight, bias, **attributes)
+
+    return rule
+
+
+def quantized_conv_add(name: str) -> Rule:
+    """Return the rule of a convolution that adds to a tensor."""
+
+    def rule(
+        b: TorchBuilder, qx: Value, qaccum: Value, packed_weight: Any, scale: Any, zero_point: Any
+    ) -> Value:
+        weight, bias, geometry = b.packed(packed_weight, rank=2)
+        numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
+        return b.emit(f"quantized::{name}", qx, weight, bias, qaccum, **geometry, **numbers)
+
+    return rule
+
+
 def quantized_max_pool(rank: int) -> Rule:
     """Return the rule of ``torch.ops.quantized.max_pool1d`` and ``max_pool2d``."""
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
@@ -507,7 +558,19 @@ QUANTIZED: dict[str, Rule] = {
         for norm in _BATCH_NORMS
         for name in (norm, f"{norm}_relu")
     },
-    **{name: quantized_linear(name) for name in ("linear", "linear_relu")},
+    **{name: quantized_linear(name) for name in ("linear", "linear_relu", "linear_tanh")},
+    "linear_leaky_relu": quantized_linear_leaky_relu,
+    **{
+        name: quantized_linear_q_dq(name)
+        for relu in ("", "relu_")
+        for name in (f"linear_with_input_q_dq_qweight_dq_{relu}output_fp32",)
+    },
+    **{name: quantized_conv_add(name) for name in ("conv2d_add", "conv2d_add_relu")},
+    **{
+        name: quantized_conv_dynamic(name)
+        for rank in (1, 2, 3)
+        for name in (f"conv{rank}d_dynamic", f"conv_transpose{rank}d_dynamic")
+    },
     **{name: quantized_linear_dynamic(name) for name in ("linear_dynamic", "linear_relu_dynamic")},
     **{
         name: quantized_conv(name)
