@@ -322,6 +322,22 @@ def quantized_linear_dynamic(name: str) -> Rule:
     return rule
 
 
+def quantized_linear_leaky_relu(
+    b: TorchBuilder,
+    x: Value,
+    packed_weight: Any,
+    scale: Any,
+    zero_point: Any,
+    negative_slope: float,
+) -> Value:
+    """``torch.ops.quantized.linear_leaky_relu``."""
+    weight, bias, _ = b.packed(packed_weight)
+    numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
+    return b.emit(
+        "quantized::linear_leaky_relu", x, weight, bias, **numbers, negative_slope=negative_slope
+    )
+
+
 def quantized_linear_fp16(name: str) -> Rule:
     """Return the rule of ``torch.ops.quantized.linear_dynamic_fp16`` and its relu form."""
 
@@ -461,25 +477,6 @@ def quantized_conv_add(name: str) -> Rule:
         )
 
     return rule
-
-
-def quantized_linear_leaky_relu(
-    b: TorchBuilder,
-    x: Value,
-    packed_weight: Any,
-    scale: Any,
-    zero_point: Any,
-    negative_slope: float,
-) -> Value:
-    """``torch.ops.quantized.linear_leaky_relu``."""
-    weight, bias, _ = b.packed(packed_weight)
-    return b.emit(
-        "quantized::linear_leaky_relu",
-        *(x, weight, bias),
-        scale=b.number(scale, float),
-        zero_point=b.number(zero_point, int),
-        negative_slope=negative_slope,
-    )
 
 
 def quantized_linear_to_float(name: str) -> Rule:

@@ -104,6 +104,36 @@ def quantized_conv(op: str) -> Rule:
     return rule
 
 
+def quantized_linear_leaky_relu(b: TorchBuilder, module: Mod, input: Value) -> Value:
+    """``nniq.LinearLeakyReLU``."""
+    weight, bias, _ = b.packed(module._packed_params._packed_params, module)
+    attributes = {**_output(b, module), "negative_slope": module.negative_slope}
+    return b.emit("quantized::linear_leaky_relu", input, weight, bias, **attributes)
+
+
+def quantized_conv_add(op: str) -> Rule:
+    """Return the rule of ``nniq.ConvAdd2d`` and ``ConvAddReLU2d``."""
+
+    def rule(b: TorchBuilder, module: Mod, input: Value, extra_input: Value) -> Value:
+        only(module.padding_mode == "zeros", f"{op} with padding_mode {module.padding_mode}")
+        weight, bias, geometry = b.packed(module._packed_params, module, 2)
+        return b.emit(op, input, weight, bias, extra_input, **geometry, **_output(b, module))
+
+    return rule
+
+
+def quantized_conv_dynamic(op: str) -> Rule:
+    """Return the rule of ``nnqd.Conv1d`` to ``ConvTranspose3d``."""
+
+    def rule(b: TorchBuilder, module: Mod, input: Value, reduce_range: bool = True) -> Value:
+        only(module.padding_mode == "zeros", f"{op} with padding_mode {module.padding_mode}")
+        weight, bias, geometry = b.packed(module._packed_params, module, q.rank_of(op))
+        attributes = {**geometry, "reduce_range": reduce_range}
+        return b.emit(op, input, weight, bias, **attributes)
+
+    return rule
+
+
 def quantized_unary(op: str, **names: str) -> Rule:
     """Return the rule of a quantized activation; ``names`` maps attributes to the module's."""
 
@@ -407,7 +437,18 @@ _ALL: dict[str, Rule] = {
     "torch.ao.nn.intrinsic.quantized.dynamic.modules.linear_relu.LinearReLU": (
         quantized_linear_dynamic("quantized::linear_relu_dynamic")
     ),
+    **{
+        f"torch.ao.nn.quantized.dynamic.modules.conv.{name}{r}d": quantized_conv_dynamic(
+            f"quantized::{op}{r}d_dynamic"
+        )
+        for r in _RANKS
+        for name, op in (("Conv", "conv"), ("ConvTranspose", "conv_transpose"))
+    },
     f"{_NNIQ}.linear_relu.LinearReLU": quantized_linear("quantized::linear_relu"),
+    f"{_NNIQ}.linear_relu.LinearLeakyReLU": quantized_linear_leaky_relu,
+    f"{_NNIQ}.linear_relu.LinearTanh": quantized_linear("quantized::linear_tanh"),
+    f"{_NNIQ}.conv_add.ConvAdd2d": quantized_conv_add("quantized::conv2d_add"),
+    f"{_NNIQ}.conv_add.ConvAddReLU2d": quantized_conv_add("quantized::conv2d_add_relu"),
     **{
         f"{_NNIQ}.conv_relu.ConvReLU{r}d": quantized_conv(f"quantized::conv{r}d_relu")
         for r in _RANKS

@@ -209,6 +209,7 @@ OPS.declare(
         "quantized_linear_dynamic_fp16": (
             *("quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic_fp16"),
             "quantized::linear_dynamic_fp16_unpacked_weight",
+            "_quantized::wrapped_fbgemm_linear_fp16_weight",
         ),
         "quantized_linear_fused": ("quantized::linear_leaky_relu", "quantized::linear_tanh"),
         "quantized_linear_q_dq": (
@@ -244,6 +245,10 @@ OPS.declare(
             *("aten::upsample_nearest1d", "aten::upsample_nearest2d", "aten::upsample_nearest3d"),
             *("aten::_upsample_nearest_exact1d", "aten::_upsample_nearest_exact2d"),
             "aten::_upsample_nearest_exact3d",
+        ),
+        "wrapped_linear": (
+            "_quantized::wrapped_quantized_linear",
+            "_quantized::_wrapped_quantized_linear_prepacked",
         ),
         "write": ("memory::write",),
     },

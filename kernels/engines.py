@@ -8,6 +8,7 @@ rounds otherwise. These rules were read off the kernels' names for thousands of 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -22,6 +23,8 @@ MOST_GROUPS = 100
 # oneDNN's vectors: int32 accumulators, and vector registers that a kernel has for them.
 _LANES = 16
 _REGISTERS = 30
+# Inputs times taps of a column, up to which oneDNN was seen to leave its usual kernels.
+_FEW = 18
 
 
 def resolve(
@@ -95,6 +98,27 @@ def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bo
     of output channels in a group.
     """
     return len(kernel) == 3 and groups > 1 and each == (1, 1) and max(dilation) > 1
+
+
+def is_small_group(inputs: int, kernel: Ints, padding: Ints, out: int, groups: int) -> bool:
+    """Whether oneDNN may leave a grouped convolution to its GEMM kernel, or to its reference.
+
+    It does for some columns (maps of width 1, kernels of width 1) of few inputs, by a rule that
+    was not found; these conditions held in all cases seen.
+
+    Parameters
+    ----------
+    inputs : int
+        Input channels of all groups.
+    kernel, padding : tuple of int
+        One entry per spatial axis.
+    out : int
+        Width of the result.
+    groups : int
+        Number of groups.
+    """
+    column = kernel[-1] == out == 1 and padding[-1] == 0 and len(kernel) > 1
+    return groups > 1 and column and inputs * prod(kernel[:-1]) <= _FEW
 
 
 def divides(

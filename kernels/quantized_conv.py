@@ -25,7 +25,13 @@ from refquant.kernels.accumulate import (
     windows,
 )
 from refquant.kernels.convolve import Window, convolve
-from refquant.kernels.engines import check_symmetric, combines_scales, is_unseen, resolve
+from refquant.kernels.engines import (
+    check_symmetric,
+    combines_scales,
+    is_small_group,
+    is_unseen,
+    resolve,
+)
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
@@ -155,7 +161,8 @@ def reference(
         in 3-D if the output's depth or height is below the padding, because it writes past its
         memory there; under onednn if along the last axis every output lies in the padding, which
         gives wrong results or ends the process, and if a group has one input and several output
-        channels, where some shapes give wrong sums.
+        channels, where some shapes give wrong sums; and for small groups that make maps of width
+        1 with kernels of width 1, where oneDNN's choice of a kernel is not known.
 
     Examples
     --------
@@ -270,6 +277,11 @@ def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> t
         raise UnsupportedError(
             f"{op}: oneDNN computes wrongly, or ends the process, where no output sees an input "
             f"along the last axis, got {size} inputs with padding={padding} and stride={stride}"
+        )
+    if each != (1, 1) and is_small_group(shape[1], kernel, padding, out, groups):
+        raise UnsupportedError(
+            f"{op}: which of its kernels oneDNN takes is not known for results of width 1 with "
+            f"groups={groups}, {shape[1]} inputs and kernel {kernel}; use engine fbgemm"
         )
     if combines_scales(kernel, dilation, groups, each):
         return requantize.CONVOLUTION_COMBINED, False

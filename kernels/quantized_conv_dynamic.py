@@ -171,7 +171,8 @@ def _cases(rank: int, transposed: bool) -> tuple[Case, ...]:
         plain["output_padding"] = zeros
     expected = [0, 128, 255, 10] if transposed else [255, 138]
     why = "the input's range is the result's; 127.5 and 137.5 go to even"
-    return (Case("clamped", (x, weight, None), plain, np.reshape(expected, end), why),)
+    engines = quantized_conv_transpose.engines(rank) if transposed else ALL_ENGINES
+    return (Case("clamped", (x, weight, None), plain, np.reshape(expected, end), why, engines),)
 
 
 _SOURCE = (
@@ -184,12 +185,11 @@ def _op(rank: int, transposed: bool) -> Op:
     stem = "conv_transpose" if transposed else "conv"
     name = f"{stem}{rank}d_dynamic"
     module: Any = quantized_conv_transpose if transposed else quantized_conv
-    engines = quantized_conv_transpose.engines(rank) if transposed else ALL_ENGINES
     return Op(
         name=f"quantized::{name}",
         reference=reference_transposed if transposed else reference,
         infer=partial(infer, checked=partial(module.infer, rank=rank), op=name),
-        kernels=dict.fromkeys(engines, kernel_transposed if transposed else kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_transposed if transposed else kernel),
         pack=module.pack,
         source=_SOURCE,
         cases=_cases(rank, transposed),

@@ -193,6 +193,11 @@ def _plan_fbgemm(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, grou
 
 
 def _plan_qnnpack(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+    if len(geometry.kernel) == 3:
+        raise UnsupportedError(
+            f"{op}: under qnnpack torch's three-dimensional form reads memory that it did not "
+            "write; use engine fbgemm"
+        )
     if weight.axis is not None and groups > 1:
         raise UnsupportedError(
             f"{op}: with groups={groups} qnnpack reads past the scales of a weight quantized per "
@@ -315,7 +320,7 @@ def kernel(
 
 
 def engines(rank: int) -> tuple[Engine, ...]:
-    """Return the engines that compute it; qnnpack's 3-D form is wrong in most cases."""
+    """Return the engines whose result is defined."""
     return tuple(e for e in ALL_ENGINES if rank < 3 or e is not Engine.QNNPACK)
 
 
@@ -336,11 +341,16 @@ def _cases(rank: int) -> tuple[Case, ...]:
     spread = np.reshape([12, 14, 14, 18, 10], end)
     cut = {**plain, "padding": (*zeros[1:], 1)}
     why = "the end sees no input"
-    padded = tuple(e for e in engines(rank) if e is not Engine.ONEDNN)
+    defined = engines(rank)
+    padded = tuple(e for e in defined if e is not Engine.ONEDNN)
     return (
-        Case("ties", (line, pair, bias), {**plain, **rest}, overlapped, "2.5, 8.5 to even"),
+        Case(
+            "ties", (line, pair, bias), {**plain, **rest}, overlapped, "2.5, 8.5 to even", defined
+        ),
         Case("stride", (line, pair, None), {**apart, **rest}, spread, why, padded),
-        Case("padding", (line, pair, None), {**cut, **rest}, np.reshape([18], end), "cuts"),
+        Case(
+            "padding", (line, pair, None), {**cut, **rest}, np.reshape([18], end), "cuts", defined
+        ),
     )
 
 
@@ -349,7 +359,7 @@ _STATIC = tuple(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(engines(rank), kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         pack=pack,
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"

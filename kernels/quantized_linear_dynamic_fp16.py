@@ -153,6 +153,27 @@ def kernel_relu(x: F32, weight: F32, bias: F32 | None, target: Target = Target()
     return np.maximum(y, np.float32(0), out=y)
 
 
+def reference_wrapped(
+    x: F32, weight: F32, bias: F32, out_channel: int, target: Target = Target()
+) -> F32:
+    """Do :func:`reference`; ``out_channel`` is not read."""
+    return reference(x, weight, bias, target)
+
+
+def infer_wrapped(
+    x: TensorType, weight: TensorType, bias: TensorType, out_channel: int
+) -> TensorType:
+    """Check the operands; the last size becomes that of the weight."""
+    return infer(x, weight, bias)
+
+
+def kernel_wrapped(
+    x: F32, weight: F32, bias: F32, out_channel: int, target: Target = Target()
+) -> F32:
+    """Compute :func:`reference_wrapped` in compiled loops."""
+    return kernel(x, weight, bias, target)
+
+
 _X = np.array([[1, 2], [-3, 0]], np.float32)
 _WEIGHT = np.array([[1, 1e6], [0.5, -1e6]], np.float32)
 _BIAS = np.array([1, 2], np.float32)
@@ -192,5 +213,21 @@ OPS = (
         kernels=dict.fromkeys(ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(Case("negative", (_X, _WEIGHT, _BIAS), {}, [[131010, 0], [0, 0.5]], "becomes 0"),),
+    ),
+    Op(
+        name="_quantized::wrapped_fbgemm_linear_fp16_weight",
+        reference=reference_wrapped,
+        infer=infer_wrapped,
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_wrapped),
+        source=_SOURCE,
+        cases=(
+            Case(
+                "saturated",
+                (_X, _WEIGHT, _BIAS),
+                {"out_channel": 2},
+                _SATURATED,
+                "packed without a class of its own, rounded alike",
+            ),
+        ),
     ),
 )

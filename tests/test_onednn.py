@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.quantized.dynamic as nnqd
 from oracle import assert_same, assert_same_strides, call_torch, torch_as
+from torch import nn
 
+from refquant.importers import from_fx
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor, type_of
@@ -120,6 +125,9 @@ def test_what_torch_computes_wrongly_is_refused() -> None:
     refused("quantized::conv_transpose1d", "weight in the wrong order", unequal, "x86")
     multiplied = Call((feed((1, 3, 5)), weight((6, 1, 2)), None), {**CONV, "groups": 3, **OUT})
     refused("quantized::conv1d", "depth multiplier", multiplied)
+    column = {**CONV, "stride": (1, 1), "padding": (1, 0), "dilation": (1, 1), "groups": 2}
+    narrow = Call((feed((1, 4, 3, 1)), weight((4, 2, 1, 1)), None), {**column, **OUT})
+    refused("quantized::conv2d", "results of width 1", narrow)
     padded = {**CONV, "stride": (2,), "padding": (1,), **OUT}
     unseen = Call((feed((1, 3, 1)), weight((4, 3, 1)), None), padded)
     refused("quantized::conv1d", "no output sees an input", unseen)
@@ -144,3 +152,41 @@ def test_tanh_is_known_to_a_step() -> None:
                 apart = actual.int_repr.astype(int) - expected.int_repr
                 assert np.abs(apart).max() <= most
                 assert np.count_nonzero(apart) <= 0.01 * apart.size
+
+
+class Fused(nn.Module):
+    """Modules that torch has under engine onednn only, one of each; and a dynamic convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nniq.LinearLeakyReLU(6, 5, 0.1)
+        self.second = nniq.LinearTanh(5, 4)
+        self.added, self.added_relu = nniq.ConvAdd2d(1, 1, 3), nniq.ConvAddReLU2d(1, 1, 3)
+        self.dynamic = nnqd.Conv2d(1, 2, 2)
+        self.transposed = nnqd.ConvTranspose2d(1, 1, 2)
+        for module in (self.first, self.second, self.added, self.added_relu):
+            module.scale, module.zero_point = 0.05, 100
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = torch.quantize_per_tensor(x, 0.05, 100, torch.quint8)
+        small = q.view(1, 1, 4, 6)
+        part = x[:2, :4].reshape(1, 1, 2, 4)
+        other = torch.quantize_per_tensor(part, 0.1, 9, torch.quint8)
+        added = self.added_relu(small, self.added(small, other))
+        rows = self.second(self.first(q)).dequantize()
+        maps = x.view(1, 1, 4, 6)
+        return rows, added.dequantize(), self.dynamic(maps) + self.transposed(maps)[:, :, :3, :5]
+
+
+@pytest.mark.filterwarnings("ignore:The current implementation of the Dynamic:UserWarning")
+def test_fused_and_dynamic_modules_import() -> None:
+    target = Target("onednn")
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)) * 3
+    with torch_as(target):
+        torch.manual_seed(0)
+        model = Fused().eval()
+        expected = model(x)
+        graph = from_fx(model, (x,))
+    results = graph.run(x.numpy(), target=target).outputs
+    for actual, theirs in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(actual, theirs.numpy())

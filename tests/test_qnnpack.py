@@ -93,3 +93,14 @@ def test_scales_too_far_apart_are_refused_as_in_torch() -> None:
         call_torch("quantized::add_relu", (a, a), attributes)
     with pytest.raises(UnsupportedError, match="255"):
         OPS["quantized::add_relu"].bind(QNNPACK, fast=True)(a, a, **attributes)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_transposed_convolution_in_three_dimensions_is_refused(fast: bool) -> None:
+    x = QTensor(np.ones((1, 1, 2, 2, 2), np.uint8), 1.0, 0)
+    weight = QTensor(np.ones((1, 1, 2, 2, 2), np.int8), 1.0, 0, None, qint8)
+    attributes = {"stride": (1,) * 3, "padding": (0,) * 3, "output_padding": (0,) * 3}
+    attributes |= {"dilation": (1,) * 3, "groups": 1, "scale": 1.0, "zero_point": 0}
+    op = OPS["quantized::conv_transpose3d"].bind(QNNPACK, fast=fast)
+    with pytest.raises(UnsupportedError, match="reads memory that it did not write"):
+        op(x, weight, None, **attributes)

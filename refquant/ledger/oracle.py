@@ -20,6 +20,11 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import DType, QScheme, quint8
 
+# Operators whose weight is packed into a tensor: what packs it, and which operands it takes.
+_PACKED_TENSORS = {
+    "wrapped_fbgemm_linear_fp16_weight": ("wrapped_fbgemm_pack_gemm_matrix_fp16", 1, 2),
+    "_wrapped_quantized_linear_prepacked": ("_wrapped_linear_prepack", 3, 7),
+}
 _GEOMETRY = ("stride", "padding", "output_padding", "dilation")
 
 
@@ -48,6 +53,11 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
         function = getattr(function, overload)
     keywords = {key: to_torch(value) for key, value in attributes.items()}
     arguments = list(map(to_torch, operands))
+    if packet in _PACKED_TENSORS:
+        pack, first, last = _PACKED_TENSORS[packet]
+        packed = getattr(torch.ops._quantized, pack)(*arguments[first:last])
+        rest = (*arguments[last:], *keywords.values())
+        return from_torch(function(*arguments[:first], packed, *rest))
     schema = _schema(function, len(operands), set(attributes))
     if str(schema[0].type).endswith("EmbeddingPackedParamsBase"):
         held = packed_table(operands[0])  # what is unpacked shares its memory

@@ -14,7 +14,7 @@ from refquant.kernels.layout import channels_last
 from refquant.kernels.quantized_conv import Geometry
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
-from refquant.ledger.draw.tensors import Rng
+from refquant.ledger.draw.tensors import Rng, real
 from refquant.ledger.ties import at_tie
 
 KINDS = {1: weighted.KINDS[:4], 2: weighted.KINDS, 3: weighted.KINDS}
@@ -156,6 +156,20 @@ def linear_q_dq(rng: Rng, cell: Cell, size: int) -> Call:
     return Call((x, weight, bias), {"X_scale": scale, "X_zero_point": zero_point})
 
 
+def linear_wrapped(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw a linear whose operands are given as real numbers; one in each column is tied."""
+    engine = str(cell.target.engine)
+    drawn = weighted.linear(rng, False, True, symmetric(rng, cell), engine, size)
+    x, weight, bias = drawn.operands
+    scale, zero_point = drawn.attributes["scale"], drawn.attributes["zero_point"]
+    operands: list[object] = []
+    for tensor in (x, weight):
+        operands += [real(tensor).astype(np.float32), np.array([tensor.scale], np.float32)]
+        operands.append(np.array([tensor.zero_point], np.int32))
+    operands += [bias, np.array([scale], np.float32), np.array([zero_point], np.int32)]
+    return Call(tuple(operands), {"out_channel": weight.shape[0]})
+
+
 def linear_fp16(rng: Rng, cell: Cell, size: int) -> Call:
     """Draw float rows and weights, some of them at ties of float16 or beyond its range."""
     depth = int(rng.choice([1, 7, 64, 511, 512, 513, 1100]))
@@ -168,8 +182,11 @@ def linear_fp16(rng: Rng, cell: Cell, size: int) -> Call:
     weight = np.where(rng.random(weight.shape) < 0.3, tied, weight)
     if rng.random() < 0.1:
         weight[0, 0] = rng.choice([1e6, -7e4])
-    bias = rng.normal(size=channels).astype(np.float32) if rng.random() < 0.5 else None
-    return Call((x, weight, bias), {})
+    wrapped = "wrapped" in cell.name
+    bias = rng.normal(size=channels).astype(np.float32)
+    if not wrapped and rng.random() < 0.5:
+        return Call((x, weight, None), {})
+    return Call((x, weight, bias), {"out_channel": channels} if wrapped else {})
 
 
 def _both(stem: str, suffix: str = "") -> tuple[str, str]:
@@ -187,6 +204,9 @@ SAMPLERS: dict[str, Sampler] = {
     "quantized::linear_with_input_q_dq_qweight_dq_relu_output_fp32": linear_q_dq,
     **dict.fromkeys(_both("conv2d_add"), convolution_add),
     "_quantized::linear": linear,
+    "_quantized::wrapped_fbgemm_linear_fp16_weight": linear_fp16,
+    "_quantized::wrapped_quantized_linear": linear_wrapped,
+    "_quantized::_wrapped_quantized_linear_prepacked": linear_wrapped,
     "_quantized::linear_dynamic": linear_dynamic,
     **{f"_quantized::conv2d{relu}": partial(convolution, rank=2) for relu in ("", "_relu")},
     **{f"_quantized::conv_transpose{rank}d": partial(transposed, rank=rank) for rank in (1, 2)},
@@ -202,7 +222,7 @@ SAMPLERS: dict[str, Sampler] = {
         for rank in (1, 2, 3)
     },
 }
-_FLOAT = ("dynamic", "fp16", "unpacked_weight", "fp32")
+_FLOAT = ("dynamic", "fp16", "fp32", "weight", "wrapped_quantized_linear", "prepacked")
 DTYPES: dict[str, tuple[DType, ...]] = {
     name: (float32,) if name.endswith(_FLOAT) else (quint8, qint8) for name in SAMPLERS
 }

@@ -17,7 +17,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import qint8, quint8
 from refquant.kernels.accumulate import dot, dot_saturating, weight_zero_points, windows
 from refquant.kernels.choose_qparams import choose_qparams
-from refquant.kernels.engines import leaves_gaps, resolve
+from refquant.kernels.engines import is_small_group, leaves_gaps, resolve
 from refquant.kernels.quantized_conv import Geometry
 from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
 from refquant.ledger.cell import Call
@@ -38,7 +38,7 @@ def weight_tensor(
     integers = rng.integers(-128, 128, shape).astype(np.int8)
     if not per_channel:
         return QTensor(
-            integers, 1.0, 0 if symmetric else int(rng.integers(-128, 128)), None, qint8
+            integers, 1.0, 0 if symmetric else int(rng.integers(-128, 128)) or 1, None, qint8
         )
     zero = np.zeros(shape[0]) if symmetric else rng.integers(-128, 128, shape[0])
     return QTensor(integers, np.ones(shape[0]), zero.astype(np.int64), 0, qint8)
@@ -198,6 +198,9 @@ def convolution(
         least = [max(pair) for pair in zip(least, enough, strict=True)]
     if onednn:  # an input that no output sees can end the process
         least[-1] = max(least[-1], geometry.stride[-1])
+        inputs = shape[1] * geometry.groups
+        if is_small_group(inputs, geometry.kernel, geometry.padding, 1, geometry.groups):
+            least[-1] = max(least[-1], geometry.stride[-1] + 1)
     sizes = [n + int(rng.integers(0, 5)) for n in least]
     if size > _WIDE:
         edge = (size / shape[0]) ** (1 / rank)
