@@ -273,7 +273,8 @@ class _Import:
             of_class = self.builder.rule_of(module)
             return lambda b, *args, **kwargs: of_class(b, module, *args, **kwargs)
         if not _contains(self.inputs_of(call), Value | Constant | _Poison):
-            return OPERATORS.get(call.target) if call.target in MAKES_MEMORY else None
+            made = {call.target, call.target.rpartition(".")[0]} & MAKES_MEMORY
+            return _found(call) if made else None
         found = _found(call)
         if found is None and _contains(self.inputs_of(call), Value | _Poison):
             raise UnsupportedError(f"{call.kind} {call.target}")

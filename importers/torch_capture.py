@@ -184,7 +184,7 @@ class _Arguments:
         if isinstance(value, dict):
             return {key: self.plain(part) for key, part in value.items()}
         if isinstance(value, torch.Tensor):
-            return to_tensor(value.clone())
+            return _copied(value)
         found = plain_value(value)
         return value if found is _NOTHING else found
 
@@ -245,7 +245,7 @@ class _Modules:
             elif isinstance(value, torch.ScriptObject):
                 made.state[name] = packed_parameters(value)
             elif isinstance(value, torch.Tensor):
-                made.state[name] = to_tensor(value.detach().clone())
+                made.state[name] = _copied(value)
                 made.plain |= {name}
             elif (plain := plain_value(value)) is not _NOTHING:
                 made.config[name] = plain
@@ -254,7 +254,7 @@ class _Modules:
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
                 # A copy: the model may be trained on, and torch cannot resize what NumPy sees.
-                made.state[name] = None if value is None else to_tensor(value.detach().clone())
+                made.state[name] = None if value is None else _copied(value)
         for name, part in module._modules.items():
             if part is not None:
                 made.parts[name] = self.module(part)
@@ -310,6 +310,12 @@ def _packed_cell(packed: Any) -> PackedCell:
     assert isinstance(ih, Packed)
     assert isinstance(hh, Packed)
     return PackedCell(ih, hh, bool(flags[0]) if flags else None)
+
+
+def _copied(tensor: Any) -> Tensor:
+    """Return a tensor with memory of its own; torch cannot clone all quantized ones."""
+    tensor = tensor.detach()
+    return _packed_weight(tensor) if tensor.is_quantized else to_tensor(tensor.clone())
 
 
 def _packed_weight(weight: Any) -> Tensor:

@@ -23,6 +23,7 @@ from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine
 from refquant.ledger import oracle
+from refquant.ledger.draw import SAMPLERS
 from refquant.ledger.names import ACCESSORS, FORMS, NO_ARITHMETIC, NOT_COVERED
 
 TABLES = (FORMS, ACCESSORS, NO_ARITHMETIC, NOT_COVERED)
@@ -31,8 +32,8 @@ LIVE = sorted(itertools.chain.from_iterable(oracle.names().values()))
 
 def test_every_name_has_exactly_one_entry() -> None:
     for name in LIVE:
-        places = [name in table for table in (OPS, *TABLES)]
-        places[0] = places[0] or name.removesuffix(".default") in OPS
+        places = [name in table for table in (SAMPLERS, *TABLES)]
+        places[0] = places[0] or name.removesuffix(".default") in SAMPLERS
         assert sum(places) == 1, f"{name} stands in {sum(places)} places"
 
 
@@ -321,7 +322,8 @@ def packing_models(name: str) -> list[Model]:
 PACKING = [
     name
     for name in ACCESSORS
-    if not name.startswith("aten::") and "cell_params" not in name and "wrapped" not in name
+    if not name.startswith("aten::")
+    and not any(part in name for part in ("cell_params", "wrapped", "embedding"))
 ]
 
 
@@ -808,6 +810,68 @@ def _(op: Any) -> list[Model]:
         return op(x, *m.numbers, 1e-5, 0.13, 21)
 
     return [(One(call, numbers=tuple(numbers)), (drawn(*IMAGE),))]
+
+
+@shows("aten::empty.memory_format")
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        out = op(x.size(), dtype=torch.bool)
+        torch.ops.aten.eq.Scalar_out(x, 0.1, out=out)
+        return out
+
+    return [(One(call), (drawn(*TABLE),))]
+
+
+def makes_memory(make: Callable[[Any, torch.Tensor], torch.Tensor]) -> list[Model]:
+    """Return models that write a sum to memory they made."""
+
+    def call(m: Any, x: torch.Tensor) -> Any:
+        out = make(m, x)
+        torch.ops.quantized.add_out(x, x, out)
+        return out
+
+    last = drawn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    return [(One(call), (x,)) for x in (drawn(*IMAGE), last)]
+
+
+@shows("aten::empty_like")
+def _(op: Any) -> list[Model]:
+    return makes_memory(lambda m, x: op(x))
+
+
+@shows("aten::empty_quantized")
+def _(op: Any) -> list[Model]:
+    return makes_memory(lambda m, x: op(x.size(), x))
+
+
+@shows("aten::_empty_affine_quantized")
+def _(op: Any) -> list[Model]:
+    return makes_memory(lambda m, x: op(x.size(), scale=0.3, zero_point=7, dtype=torch.quint8))
+
+
+@shows("aten::_empty_per_channel_affine_quantized")
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        scales, zero_points = m.scales, m.zero_points
+        made = op(x.size(), scales=scales, zero_points=zero_points, axis=0, dtype=torch.qint8)
+        return x.dequantize() + torch.ops.aten.q_per_channel_axis(made)
+
+    constants = {"scales": torch.tensor([0.5, 0.25]), "zero_points": torch.tensor([0, 3])}
+    return [(One(call, **constants), (drawn(2, 3),))]
+
+
+@shows("quantized::embedding_bag_prepack")
+def _(op: Any) -> list[Model]:
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(10, 16, generator=generator)
+    scales, zero_points = torch.rand(10, generator=generator) * 0.03, torch.full((10,), 99.0)
+    packed = torch.quantize_per_channel(table, scales, zero_points, 0, torch.quint8)
+    weight = nn.Parameter(packed, requires_grad=False)
+
+    def call(m: Any, x: torch.Tensor) -> Any:
+        return torch.ops.quantized.embedding_byte(op(m.weight), x)
+
+    return [(One(call, weight=weight), (torch.tensor([3, 0, 9, 3]),))]
 
 
 @shows("aten::q_scale")

@@ -1,8 +1,8 @@
 """What torch's operator names are that have no samples of their own.
 
 Every name of the namespaces ``quantized``, ``_quantized``, ``onednn`` and
-``quantized_decomposed``, and of the aten operators with a kernel for quantized tensors, is an op
-of the registry or stands in exactly one table here. A name in ``FORMS`` or ``ACCESSORS`` counts
+``quantized_decomposed``, and of the aten operators with a kernel for quantized tensors, has a
+sampler or stands in exactly one table here. A name in ``FORMS`` or ``ACCESSORS`` counts
 because a model that calls it imports and gives torch's bits: ``tests/test_names.py`` shows it.
 """
 
@@ -99,6 +99,7 @@ FORMS: dict[str, str] = {
 
 _PACK = "packs parameters: read by the importer"
 _LOOK = "looks at packed parameters: read by the importer"
+_MEMORY = "makes memory: an import refuses to read what was not written to it"
 _QPARAMS = "reads quantization parameters: a constant for the importer"
 
 ACCESSORS: dict[str, str] = {
@@ -124,6 +125,14 @@ ACCESSORS: dict[str, str] = {
         for name in ("stride", "padding", "output_padding", "dilation", "groups", "transpose")
     },
     "quantized::conv2d_unpack_sizes": _LOOK,
+    "quantized::embedding_bag_prepack": _PACK,
+    **{
+        f"aten::{name}": _MEMORY
+        for name in (
+            *("empty.memory_format", "empty_like", "empty_quantized"),
+            *("_empty_affine_quantized", "_empty_per_channel_affine_quantized"),
+        )
+    },
     **{
         f"_quantized::{name}_prepack": _PACK
         for name in (
