@@ -60,6 +60,7 @@ class FxBuilder(TorchBuilder):
         self.memory: dict[str, str] = {}  # whose memory a view's value shares
         self.copies: dict[str, str] = {}  # of which value it is the same tensor
         self.overwritten: list[Value] = []  # by the call in hand
+        self.spoilt: list[Value] = []
 
     def operand(self, value: Any) -> Any:
         """Turn the tensor constants in an argument into parameters."""
@@ -80,6 +81,10 @@ class FxBuilder(TorchBuilder):
     def overwrite(self, value: Value) -> None:
         """Let the result of the call in hand stand for ``value``: the call writes to it."""
         self.overwritten.append(value)
+
+    def spoil(self, value: Value) -> None:
+        """Refuse later uses of ``value``: whether the call in hand writes to it is not known."""
+        self.spoilt.append(value)
 
     def is_view(self, value: Value) -> bool:
         """Whether a tensor may be a view of another one's memory."""
@@ -240,7 +245,7 @@ class _Import:
                 self.env[call] = self.evaluate(call, args, kwargs)
                 return
             b.open(self.origin(call))
-            b.overwritten = []
+            b.overwritten, b.spoilt = [], []
             first = len(b.graph.nodes)
             result = rule(b, *b.operand(args), **b.operand(kwargs))
             self.env[call] = b.close(call.name, result)
@@ -248,6 +253,8 @@ class _Import:
             changed: list[Any] = list(b.overwritten)
             if not changed and _is_in_place(call, self.program.root):
                 changed = [args[0] if args else kwargs.get("input", kwargs.get("self"))]
+            for value in b.spoilt:
+                self.refuse_later_uses(call, value)
             for value in changed:
                 self.refuse_changed_views(call, value)
                 self.rebind(value, self.env[call])
@@ -311,6 +318,18 @@ class _Import:
             shared = self.builder.owner(value) == memory
             if shared and any(order[user] > order[node] for user in other.users):
                 raise UnsupportedError(f"a change in place of memory that {other.name} shares")
+
+    def refuse_later_uses(self, node: Call, spoilt: Value) -> None:
+        """Refuse a use of memory that torch writes to in one memory format only."""
+        memory = self.builder.owner(spoilt)
+        order = {n: i for i, n in enumerate(self.program)}
+        for other, value in self.env.items():
+            shared = isinstance(value, Value) and self.builder.owner(value) == memory
+            if shared and any(order[user] > order[node] for user in other.users):
+                raise UnsupportedError(
+                    f"{other.name} is used after {node.target}, which writes to it in "
+                    "channels-last memory only; use the result"
+                )
 
     def rebind(self, old: Any, new: Any) -> None:
         """After an in-place call every name of the argument stands for the result."""

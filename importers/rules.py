@@ -73,6 +73,10 @@ class TorchBuilder(Builder, ABC):
         """Let the result of the call in hand stand for ``value``: the call writes to it."""
 
     @abstractmethod
+    def spoil(self, value: Value) -> None:
+        """Refuse later uses of ``value``: whether the call in hand writes to it is not known."""
+
+    @abstractmethod
     def is_view(self, value: Value) -> bool:
         """Whether a tensor may be a view of another one's memory."""
 

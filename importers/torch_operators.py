@@ -14,7 +14,7 @@ from refquant.importers import torch_quantized as q
 from refquant.importers import torch_tensors as t
 from refquant.importers.builder import Rule
 from refquant.importers.rules import TorchBuilder, unary
-from refquant.importers.torch_packed import PACKED
+from refquant.importers.torch_packed import PACKED, WRAPPED
 from refquant.importers.torch_recurrent import QUANTIZED_RECURRENT
 from refquant.ir.graph import Value
 
@@ -131,5 +131,6 @@ OPERATORS: dict[str, Rule] = {
     **{f"torch.ops.quantized.{name}": rule for name, rule in PACKED.items()},
     **{f"torch.ops._quantized.{name}": rule for name, rule in PACKED.items()},
     **{f"torch.ops._quantized.{name}": q.QUANTIZED[name] for name in _DOUBLED},
+    **{f"torch.ops._quantized.{name}": rule for name, rule in WRAPPED.items()},
     **QUANTIZED_RECURRENT,
 }

@@ -14,7 +14,7 @@ import numpy as np
 from refquant.importers.builder import Rule
 from refquant.importers.rules import Prepacked, PrepackedCell, TorchBuilder, only
 from refquant.ir.graph import Value
-from refquant.ir.types import float16, float32
+from refquant.ir.types import DType, float16, float32, qint8, quint8
 from refquant.kernels.fbgemm_linear import quantize_weight
 
 Ints = Sequence[int]
@@ -49,6 +49,67 @@ def linear_prepack_fp16(b: TorchBuilder, W: Value, B: Value | None = None) -> Pr
     limited = b.emit("aten::clamp", W, min=-_FP16_MAX, max=_FP16_MAX)
     half = b.emit("aten::to", limited, dtype=float16)
     return Prepacked(b.emit("aten::to", half, dtype=float32), B, {})
+
+
+def _quantize(b: TorchBuilder, x: Value, scale: Any, zero_point: Any, dtype: DType) -> Value:
+    numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
+    return b.emit("aten::quantize_per_tensor", x, **numbers, dtype=dtype)
+
+
+def wrapped_prepack(b: TorchBuilder, W: Value, W_scale: Any, W_zero_point: Any, B: Value) -> Any:  # noqa: N803
+    """``torch.ops._quantized._wrapped_linear_prepack``: quantizes the weight first."""
+    return linear_prepack(b, _quantize(b, W, W_scale, W_zero_point, qint8), B)
+
+
+def wrapped_linear_prepacked(
+    b: TorchBuilder,
+    X: Value,  # noqa: N803  torch's names
+    X_scale: Any,  # noqa: N803
+    X_zero_point: Any,  # noqa: N803
+    W_prepack: Prepacked,  # noqa: N803
+    output_scale: Any,
+    output_zero_point: Any,
+    out_channel: int,
+) -> Value:
+    """``torch.ops._quantized._wrapped_quantized_linear_prepacked``."""
+    weight, bias, _ = b.packed(W_prepack)
+    q = b.emit(
+        "quantized::linear",
+        *(_quantize(b, X, X_scale, X_zero_point, quint8), weight, bias),
+        scale=b.number(output_scale, float),
+        zero_point=b.number(output_zero_point, int),
+    )
+    return b.emit("aten::dequantize", q)
+
+
+def wrapped_linear(
+    b: TorchBuilder,
+    X: Value,  # noqa: N803  torch's names
+    X_scale: Any,  # noqa: N803
+    X_zero_point: Any,  # noqa: N803
+    W: Value,  # noqa: N803
+    W_scale: Any,  # noqa: N803
+    W_zero_point: Any,  # noqa: N803
+    B: Value,  # noqa: N803
+    output_scale: Any,
+    output_zero_point: Any,
+    out_channel: int,
+) -> Value:
+    """``torch.ops._quantized.wrapped_quantized_linear``: from float to float."""
+    packed = wrapped_prepack(b, W, W_scale, W_zero_point, B)
+    output = (output_scale, output_zero_point, out_channel)
+    return wrapped_linear_prepacked(b, X, X_scale, X_zero_point, packed, *output)
+
+
+def wrapped_linear_fp16(
+    b: TorchBuilder,
+    X: Value,  # noqa: N803  torch's names
+    W: Prepacked,  # noqa: N803
+    B: Value,  # noqa: N803
+    out_channel: int,
+) -> Value:
+    """``torch.ops._quantized.wrapped_fbgemm_linear_fp16_weight``."""
+    return b.emit("quantized::linear_dynamic_fp16", X, b.packed(W)[0], B)
 
 
 def conv_prepack(rank: int) -> Rule:
@@ -189,4 +250,12 @@ PACKED: dict[str, Rule] = {
     "make_quantized_cell_params": cell_params,
     "make_quantized_cell_params_dynamic": cell_params_dynamic,
     "make_quantized_cell_params_fp16": cell_params_fp16,
+}
+
+WRAPPED: dict[str, Rule] = {
+    "_wrapped_linear_prepack": wrapped_prepack,
+    "_wrapped_quantized_linear_prepacked": wrapped_linear_prepacked,
+    "wrapped_quantized_linear": wrapped_linear,
+    "wrapped_fbgemm_pack_gemm_matrix_fp16": linear_prepack_fp16,
+    "wrapped_fbgemm_linear_fp16_weight": wrapped_linear_fp16,
 }

@@ -322,33 +322,6 @@ def quantized_linear_dynamic(name: str) -> Rule:
     return rule
 
 
-def quantized_linear_leaky_relu(
-    b: TorchBuilder,
-    x: Value,
-    packed_weight: Any,
-    scale: Any,
-    zero_point: Any,
-    negative_slope: float,
-) -> Value:
-    """``torch.ops.quantized.linear_leaky_relu``."""
-    weight, bias, _ = b.packed(packed_weight)
-    numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
-    return b.emit(
-        "quantized::linear_leaky_relu", x, weight, bias, **numbers, negative_slope=negative_slope
-    )
-
-
-def quantized_linear_q_dq(name: str) -> Rule:
-    """Return the rule of a linear that quantizes its input with given parameters."""
-
-    def rule(b: TorchBuilder, x: Value, scale: Any, zero_point: Any, packed_weight: Any) -> Value:
-        weight, bias, _ = b.packed(packed_weight)
-        numbers = {"X_scale": b.number(scale, float), "X_zero_point": b.number(zero_point, int)}
-        return b.emit(f"quantized::{name}", x, weight, bias, **numbers)
-
-    return rule
-
-
 def quantized_linear_fp16(name: str) -> Rule:
     """Return the rule of ``torch.ops.quantized.linear_dynamic_fp16`` and its relu form."""
 
@@ -452,25 +425,74 @@ def quantized_conv(name: str) -> Rule:
 
 
 def quantized_conv_dynamic(name: str) -> Rule:
-    """Return the rule of a convolution that quantizes its input by its own range."""
+    """Return the rule of a convolution of float activations, quantized by their own range."""
 
-    def rule(b: TorchBuilder, x: Value, packed_weight: Any, reduce_range: bool = False) -> Value:
+    def rule(b: TorchBuilder, qx: Value, packed_weight: Any, reduce_range: bool = False) -> Value:
         weight, bias, geometry = b.packed(packed_weight, rank=rank_of(name))
-        attributes = {**geometry, "reduce_range": reduce_range}
-        return b.emit(f"quantized::{name}", x, weight, bias, **attributes)
+        return b.emit(
+            f"quantized::{name}", qx, weight, bias, **geometry, reduce_range=reduce_range
+        )
 
     return rule
 
 
 def quantized_conv_add(name: str) -> Rule:
-    """Return the rule of a convolution that adds to a tensor."""
+    """Return the rule of a convolution whose result is added to a tensor.
+
+    torch writes to that tensor if it is channels-last.
+    """
 
     def rule(
-        b: TorchBuilder, qx: Value, qaccum: Value, packed_weight: Any, scale: Any, zero_point: Any
+        b: TorchBuilder,
+        qx: Value,
+        qaccum: Value,
+        packed_weight: Any,
+        output_scale: Any,
+        output_zero_point: Any,
     ) -> Value:
-        weight, bias, geometry = b.packed(packed_weight, rank=2)
-        numbers = {"scale": b.number(scale, float), "zero_point": b.number(zero_point, int)}
-        return b.emit(f"quantized::{name}", qx, weight, bias, qaccum, **geometry, **numbers)
+        weight, bias, geometry = b.packed(packed_weight, rank=rank_of(name))
+        b.spoil(qaccum)
+        return b.emit(
+            f"quantized::{name}",
+            *(qx, weight, bias, qaccum),
+            **geometry,
+            scale=b.number(output_scale, float),
+            zero_point=b.number(output_zero_point, int),
+        )
+
+    return rule
+
+
+def quantized_linear_leaky_relu(
+    b: TorchBuilder,
+    x: Value,
+    packed_weight: Any,
+    scale: Any,
+    zero_point: Any,
+    negative_slope: float,
+) -> Value:
+    """``torch.ops.quantized.linear_leaky_relu``."""
+    weight, bias, _ = b.packed(packed_weight)
+    return b.emit(
+        "quantized::linear_leaky_relu",
+        *(x, weight, bias),
+        scale=b.number(scale, float),
+        zero_point=b.number(zero_point, int),
+        negative_slope=negative_slope,
+    )
+
+
+def quantized_linear_to_float(name: str) -> Rule:
+    """Return the rule of ``linear_with_input_q_dq_qweight_dq_output_fp32`` and its relu form."""
+
+    def rule(b: TorchBuilder, x: Value, scale: Any, zero_point: Any, packed_weight: Any) -> Value:
+        weight, bias, _ = b.packed(packed_weight)
+        return b.emit(
+            f"quantized::{name}",
+            *(x, weight, bias),
+            X_scale=b.number(scale, float),
+            X_zero_point=b.number(zero_point, int),
+        )
 
     return rule
 
@@ -561,16 +583,16 @@ QUANTIZED: dict[str, Rule] = {
     **{name: quantized_linear(name) for name in ("linear", "linear_relu", "linear_tanh")},
     "linear_leaky_relu": quantized_linear_leaky_relu,
     **{
-        name: quantized_linear_q_dq(name)
-        for relu in ("", "relu_")
-        for name in (f"linear_with_input_q_dq_qweight_dq_{relu}output_fp32",)
+        name: quantized_linear_to_float(name)
+        for relu in ("", "_relu")
+        for name in (f"linear_with_input_q_dq_qweight_dq{relu}_output_fp32",)
     },
-    **{name: quantized_conv_add(name) for name in ("conv2d_add", "conv2d_add_relu")},
     **{
         name: quantized_conv_dynamic(name)
         for rank in (1, 2, 3)
         for name in (f"conv{rank}d_dynamic", f"conv_transpose{rank}d_dynamic")
     },
+    **{name: quantized_conv_add(name) for name in ("conv2d_add", "conv2d_add_relu")},
     **{name: quantized_linear_dynamic(name) for name in ("linear_dynamic", "linear_relu_dynamic")},
     **{
         name: quantized_conv(name)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
-from refquant.kernels import checks
+from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
     Rule,
     average,
@@ -48,7 +49,6 @@ Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 Average = Callable[[QTensor, Sequence[Windows], Array, Rule], Array]
 Mean = Callable[..., Any]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 CHANNELS_PER_STEP = 8
 
 
@@ -94,6 +94,10 @@ def _adaptive(
 def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Average) -> QTensor:
     """Average windows of exact integers; C order divides 1 by one length after the other."""
     rank = len(sizes)
+    if rank == 2 and qnnpack_average.applies(x, target) and _divides(x.shape[-2:], sizes):
+        windows = [adaptive(n, size) for n, size in zip(x.shape[-2:], sizes, strict=True)]
+        count = prod(n // size for n, size in zip(x.shape[-2:], sizes, strict=True))
+        return x.with_int_repr(qnnpack_average.average(x, windows, count))
     if rank == 3 and x.int_repr.ndim == 4 and is_contiguous_channels_last(x.int_repr):
         raise UnsupportedError(
             "adaptive_avg_pool3d: torch misreads a single volume whose memory is dense with "
@@ -113,6 +117,12 @@ def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Avera
     else:
         factor = reciprocals(divisors(windows, count_padding=False))
     return x.with_int_repr(averaged(x, windows, factor, rule))
+
+
+def _divides(lengths: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Whether all windows are equal, and larger than one pixel: qnnpack pools those."""
+    pairs = list(zip(lengths, sizes, strict=True))
+    return all(n % size == 0 for n, size in pairs) and any(n != size for n, size in pairs)
 
 
 def _restrided(y: Array, x: Array) -> Array:
@@ -185,6 +195,9 @@ def reference_2d(
       :math:`\mathrm{rint}(S m + z)` with a rounded product in the others (in all of
       them for qint32, or without vector instructions).
 
+    Under qnnpack quint8 images whose size is a multiple of the result's are averaged as by
+    ``aten::avg_pool2d``.
+
     float32: elements are added in row-major order and the sum is divided by the height, then by
     the width of the window (in the first ``C // 8 * 8`` channels of a channels-last tensor by
     their product); a result of 1 x 1 is ``aten::mean``.
@@ -240,8 +253,8 @@ def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Ta
 
     Examples
     --------
-    >>> reference_windows(QTensor(np.uint8([[[[8, 7]]]]), 0.5, 7), 1).int_repr
-    array([[[[8]]]], dtype=uint8)
+    >>> reference_windows(QTensor(np.uint8([[[[[8, 7]]]]]), 0.5, 7), 1).int_repr
+    array([[[[[8]]]]], dtype=uint8)
     """
     return _quantized(self, per_dimension(output_size, 3, ()), target, average)
 
@@ -301,7 +314,7 @@ def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op
         name=f"aten::adaptive_avg_pool{rank}d",
         reference=reference,
         infer=_infer(rank),
-        kernels=dict.fromkeys(ENGINES, _kernel(rank)),
+        kernels=dict.fromkeys(ALL_ENGINES, _kernel(rank)),
         source=_SOURCE,
         cases=cases,
     )
@@ -372,7 +385,7 @@ OPS = (
         name="aten::_adaptive_avg_pool3d",
         reference=reference_windows,
         infer=infer_windows,
-        kernels=dict.fromkeys(ENGINES, kernel_windows),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_windows),
         source=_SOURCE,
         cases=(
             Case(

@@ -62,8 +62,8 @@ def reciprocals_in_turn(windows: Sequence[Windows]) -> F32:
 
     Examples
     --------
-    >>> w = Windows(np.array([0]), np.array([5]), np.array([5]))
-    >>> reciprocals_in_turn([w, w]) == reciprocals(np.array([[25]]))
+    >>> w = Windows(np.array([0]), np.array([7]), np.array([7]))
+    >>> reciprocals_in_turn([w, w]) == reciprocals(np.array([[49]]))
     array([[False]])
     """
     first, *others = (w.end - w.start for w in windows)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import reduce
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
-from refquant.kernels import checks
+from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import Rule, average, average_compiled, divisors, reciprocals
 from refquant.kernels.layout import channels_last, empty_suggested, is_contiguous_channels_last
 from refquant.kernels.rounding_jit import AFTER, BEFORE
@@ -32,7 +33,6 @@ from refquant.kernels.windows import (
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 
 ONE = Windows(*np.array([[0], [1], [1]]))
 
@@ -90,6 +90,9 @@ def _avg_pool(
     averaged: Callable[[QTensor, list[Windows], Array, Rule], Array] = average,
 ) -> QTensor | Array:
     windows = _windows(x.shape, rank, kernel_size, stride, padding, ceil_mode)
+    floor = rank < 3 and not ceil_mode
+    if isinstance(x, QTensor) and floor and qnnpack_average.applies(x, target):
+        return _as_qnnpack(x, rank, windows, prod(per_dimension(kernel_size, rank, ())))
     divisor = divisors(windows, count_padding=count_include_pad)
     if divisor_override is not None:
         divisor = np.full_like(divisor, divisor_override)
@@ -103,6 +106,13 @@ def _avg_pool(
         return x.with_int_repr(y[..., 0, :])
     x = _in_torch_layout(x, rank)
     return x.with_int_repr(averaged(x, windows, reciprocals(divisor), _rule(x, rank, target)))
+
+
+def _as_qnnpack(x: QTensor, rank: int, windows: list[Windows], count: int) -> QTensor:
+    """Divide by the size of the window, whatever part of it lies inside."""
+    image = x.with_int_repr(as_image(x.int_repr)) if rank == 1 else x
+    y = qnnpack_average.average(image, windows, count)
+    return x.with_int_repr(y[..., 0, :] if rank == 1 else y)
 
 
 def _average_float(x: F32, windows: list[Windows], divisor: Array) -> F32:
@@ -171,6 +181,9 @@ def reference_2d(
     where product and sum are rounded to float32 and ties go to even. On a channels-last tensor
     (not of qint32) the first ``C // 16 * 16`` channels (AVX2: 8) use
     :math:`\mathrm{rint}(S m) + z` instead, so ties round differently at an odd zero point.
+    Under qnnpack all of a quint8 tensor (rank 1 and 2, ``ceil_mode`` false) does that, with *D*
+    the number of elements of a window and :math:`m = s / (s D)`, each step rounded to float32;
+    ``count_include_pad`` and ``divisor_override`` have no effect there.
 
     float32: the elements are added in row-major order, the sum is divided by *D*.
 
@@ -338,7 +351,7 @@ def _op(
         name=f"aten::avg_pool{rank}d",
         reference=reference,
         infer=_infer(rank),
-        kernels=dict.fromkeys(ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=_SOURCE,
         cases=cases,
     )

@@ -8,26 +8,34 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.layout import empty_suggested
+from refquant.kernels.layout import empty_suggested, is_channels_last
 from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 
 
-def _limit(x: QTensor | Array, low: float | None, high: float | None) -> QTensor | Array:
+# Engines whose own kernel writes channels-last results into memory that is read in C order.
+SCRAMBLING = (Engine.QNNPACK,)
+
+
+def _limit(
+    x: QTensor | Array, low: float | None, high: float | None, target: Target
+) -> QTensor | Array:
     if isinstance(x, QTensor):
         out = empty_suggested(x.int_repr, x.int_repr.dtype)
         least, most = (
             limit if bound is None else _bound(x, bound)
             for bound, limit in zip((low, high), x.dtype.limits, strict=True)
         )
-        return x.with_int_repr(np.clip(x.int_repr, least, most, out=out))
+        y = np.clip(x.int_repr, least, most, out=out)
+        if target.engine in SCRAMBLING and x.dtype == quint8 and is_channels_last(y):
+            return x.with_int_repr(np.moveaxis(y, 1, -1).reshape(y.shape))
+        return x.with_int_repr(y)
     out = empty_sorted(x.shape, [x], np.float32)
     out[...] = x
     if low is not None:
@@ -45,7 +53,10 @@ def _bound(x: QTensor, bound: float) -> int:
 
 
 def clamp(
-    self: QTensor | Array, min: float | None = None, max: float | None = None
+    self: QTensor | Array,
+    min: float | None = None,
+    max: float | None = None,
+    target: Target = Target(),
 ) -> QTensor | Array:
     r"""Return each value limited to ``[min, max]``.
 
@@ -64,7 +75,9 @@ def clamp(
     Returns
     -------
     QTensor or float32 array
-        With the parameters of the input.
+        With the parameters of the input. A defect of torch is reproduced: under qnnpack a
+        channels-last quint8 tensor comes out scrambled, its values in NHWC order in C-ordered
+        memory.
 
     Raises
     ------
@@ -76,11 +89,14 @@ def clamp(
     >>> clamp(QTensor(np.uint8([3, 9]), 0.5, 7), min=-0.5, max=0.5).int_repr
     array([6, 8], dtype=uint8)
     """
-    return _limit(self, min, max)
+    return _limit(self, min, max, target)
 
 
 def hardtanh(
-    self: QTensor | Array, min_val: float = -1.0, max_val: float = 1.0
+    self: QTensor | Array,
+    min_val: float = -1.0,
+    max_val: float = 1.0,
+    target: Target = Target(),
 ) -> QTensor | Array:
     """Return each value limited to ``[min_val, max_val]``; see ``aten::clamp``.
 
@@ -89,10 +105,10 @@ def hardtanh(
     >>> hardtanh(QTensor(np.uint8([3, 8]), 0.5, 7)).int_repr
     array([5, 8], dtype=uint8)
     """
-    return _limit(self, min_val, max_val)
+    return _limit(self, min_val, max_val, target)
 
 
-def relu6(self: QTensor | Array) -> QTensor | Array:
+def relu6(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     """Return each value limited to ``[0, 6]``; see ``aten::clamp``.
 
     Examples
@@ -100,7 +116,7 @@ def relu6(self: QTensor | Array) -> QTensor | Array:
     >>> relu6(QTensor(np.uint8([3, 8, 99]), 0.5, 7)).int_repr
     array([ 7,  8, 19], dtype=uint8)
     """
-    return _limit(self, 0.0, 6.0)
+    return _limit(self, 0.0, 6.0, target)
 
 
 def infer_clamp(
@@ -141,7 +157,7 @@ OPS = (
         name="aten::clamp",
         reference=clamp,
         infer=infer_clamp,
-        kernels=dict.fromkeys(ENGINES, clamp),
+        kernels=dict.fromkeys(ALL_ENGINES, clamp),
         source=_SOURCE,
         cases=(
             Case(
@@ -173,7 +189,7 @@ OPS = (
         name="aten::hardtanh",
         reference=hardtanh,
         infer=infer_hardtanh,
-        kernels=dict.fromkeys(ENGINES, hardtanh),
+        kernels=dict.fromkeys(ALL_ENGINES, hardtanh),
         source=_SOURCE,
         cases=(
             Case(
@@ -186,7 +202,7 @@ OPS = (
         name="aten::relu6",
         reference=relu6,
         infer=infer_relu6,
-        kernels=dict.fromkeys(ENGINES, relu6),
+        kernels=dict.fromkeys(ALL_ENGINES, relu6),
         source=_SOURCE,
         cases=(
             Case(

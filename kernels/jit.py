@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import numba as nb
 import numpy as np
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from refquant.kernels.rounding import fma as numpy_fma
@@ -34,17 +35,36 @@ def _cache_folder() -> str:
 CACHE_FOLDER = _cache_folder()
 
 
+class _CheckedCache(FunctionCache):
+    """Numba's disk cache, which does not take machine code of other argument types.
+
+    Two processes that compile at the same time can write to one data file, and then the index
+    gives one signature the code of another. That is compiled again.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the stored code if it is for this signature."""
+        found = super().load_overload(sig, target_context)
+        if found is None or tuple(found.signature.args) == tuple(sig):
+            return found
+        return None
+
+
 def jit(function: F) -> F:
     """Compile with a disk cache, without the GIL and with C's rules for division by zero.
 
     Never with fastmath: contraction or reordering would change bits.
     """
+    compiled = nb.njit(nogil=True, error_model="numpy")(function)
+    if nb.config.DISABLE_JIT:
+        return cast(F, compiled)
     others = nb.config.CACHE_DIR
     nb.config.CACHE_DIR = CACHE_FOLDER
     try:
-        return cast(F, nb.njit(cache=True, nogil=True, error_model="numpy")(function))
+        compiled._cache = _CheckedCache(function)
     finally:
         nb.config.CACHE_DIR = others
+    return cast(F, compiled)
 
 
 @intrinsic

@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case, Op
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Target
 from refquant.ir.types import Dim, TensorType, quint8
-from refquant.kernels import checks, rounding
+from refquant.kernels import checks, qnnpack_average, rounding
 from refquant.kernels.float_sum import Block, block, block_compiled, sum_dims
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import channels_last, is_channels_last
 from refquant.kernels.rounding_jit import to_int
+from refquant.kernels.windows import Windows
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 
 
 def _dims(rank: int, dim: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -34,6 +34,20 @@ def _dims(rank: int, dim: int | Sequence[int] | None) -> tuple[int, ...]:
 def _is_innermost(x: Array, dims: tuple[int, ...]) -> bool:
     """Whether the integer kernel applies: the last dimensions of a C-contiguous array."""
     return dims == tuple(range(x.ndim - len(dims), x.ndim)) and bool(x.flags.c_contiguous)
+
+
+def _is_of_pixels(x: QTensor, dim: int | Sequence[int] | None, target: Target) -> bool:
+    """Whether qnnpack has a kernel for it: the dimensions must be written as 2, 3."""
+    if not qnnpack_average.applies(x, target):
+        return False
+    return x.int_repr.ndim == 4 and not isinstance(dim, int) and list(dim or ()) == [2, 3]
+
+
+def _of_pixels(x: QTensor, keepdim: bool) -> QTensor:
+    """Average images with qnnpack's factor."""
+    whole = [Windows(np.array([0]), np.array([n]), np.array([n])) for n in x.shape[2:]]
+    q = qnnpack_average.average(x, whole, x.shape[2] * x.shape[3])
+    return x.with_int_repr(_shaped(q, (2, 3), keepdim))
 
 
 def mean_float(x: F32, dims: tuple[int, ...], target: Target, inner: Block = block) -> F32:
@@ -60,7 +74,8 @@ def reference(
 
     where quotient and sum are rounded to float32 and ties go to even. Over other dimensions or
     on a channels-last tensor the values are dequantized, averaged as float32, and quantized as
-    ``aten::quantize_per_tensor`` does.
+    ``aten::quantize_per_tensor`` does. Under qnnpack quint8 images (rank 4, ``dim`` written as
+    2, 3) are averaged as by ``aten::avg_pool2d``.
 
     Parameters
     ----------
@@ -86,6 +101,8 @@ def reference(
     >>> reference(QTensor(np.uint8([[1, 2], [3, 4]]), 0.5, 0), [1]).int_repr
     array([2, 4], dtype=uint8)
     """
+    if isinstance(self, QTensor) and _is_of_pixels(self, dim, target):
+        return _of_pixels(self, keepdim)
     x = self.int_repr if isinstance(self, QTensor) else self
     dims = _dims(x.ndim, dim)
     if not isinstance(self, QTensor):
@@ -162,7 +179,7 @@ def kernel(
     dims = _dims(x.ndim, dim)
     if not isinstance(self, QTensor):
         return _shaped(mean_float(self, dims, target, block_compiled), dims, keepdim)
-    if x.size == 0:
+    if x.size == 0 or _is_of_pixels(self, dim, target):
         return reference(self, dim, keepdim, target)
     if not _is_innermost(x, dims):
         q = _through_float(self, dims, target, block_compiled)
@@ -183,7 +200,7 @@ OPS = (
         name="aten::mean",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/ReduceOps.cpp"
             "::mean_out_quantized_cpu",

@@ -79,7 +79,7 @@ def float_squares(q: Array, target: Target) -> F32:
     Examples
     --------
     >>> float_squares(np.array([[4096, 1, 0, 0, 0, 0, 0, 0, 1]]), Target())
-    array([16777216.], dtype=float32)
+    array([1.6777216e+07], dtype=float32)
     """
     x = q.astype(np.float32)
     lanes = _lanes(target)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import TensorType, format_shape, qint8, quint8
+from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested
@@ -54,7 +54,7 @@ def reference(
 
     Parameters
     ----------
-    qx : QTensor, quint8 or qint8
+    qx : QTensor, quint8, qint8 or qint32
         Quantized per tensor; channels are dimension 1.
     weight : QTensor of the same dtype, 1 or C elements
         Slopes.
@@ -110,8 +110,8 @@ def infer(
 ) -> TensorType:
     """Check dtypes, the number of slopes and the output parameters."""
     op = "quantized::prelu"
-    checks.per_tensor(op, qx, (quint8, qint8))
-    checks.per_tensor(op, weight, (quint8, qint8))
+    checks.per_tensor(op, qx)
+    checks.per_tensor(op, weight)
     if qx.dtype != weight.dtype:
         raise VerifyError(f"{op}: dtypes differ: {qx.dtype} and {weight.dtype}")
     _check_slopes(op, qx, weight)

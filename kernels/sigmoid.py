@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import Case, Op
+from refquant.ir.errors import UnsupportedError
+from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
@@ -25,7 +26,7 @@ from refquant.kernels.jit import jit
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-ENGINES = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
+_TABLE = frozenset({(Engine.QNNPACK, quint8)})
 
 OUTPUT = {
     quint8: QParams(2.0**-8, 0),
@@ -51,6 +52,19 @@ def with_glibc_64(x: F32) -> F32:
 
 QUANTIZED = Formula(with_sleef, with_glibc_64, with_glibc, fused_input=False)
 FLOAT = Formula(with_sleef, with_glibc, with_glibc)
+QNNPACK = Formula.everywhere(with_glibc, fused_input=False, all_tail=_TABLE)
+
+
+def _of(formula: Formula, table: Formula, x: QTensor, qparams: QParams, target: Target) -> Formula:
+    """Return the formula of an engine: qnnpack has a table for quint8, in one scale."""
+    if (target.engine, x.dtype) not in _TABLE:
+        return formula
+    if qparams != OUTPUT[quint8]:
+        raise UnsupportedError(
+            f"quantized::sigmoid: qnnpack accepts {OUTPUT[quint8]} as output of quint8, got "
+            f"{qparams}"
+        )
+    return table
 
 
 def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
@@ -63,6 +77,8 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
     :math:`(2^{-8}, 0)`, qint8 :math:`(2^{-8}, -128)`, qint32 :math:`(2^{-32}, 0)`. The body
     computes in float32 with SLEEF's exp; the tail takes glibc's ``expf`` and adds and divides in
     float64.
+
+    qnnpack has a table for quint8, made with ``expf`` in float32.
 
     float32: SLEEF in the vector body, ``expf`` in the scalar tail (the last ``n % 32`` elements of
     a contiguous run; AVX2: 16), all in float32. Without vector instructions ``expf`` everywhere.
@@ -88,7 +104,9 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
     array([  2, 128, 255], dtype=uint8)
     """
     if isinstance(self, QTensor):
-        return apply(self, suggested_output(self), OUTPUT[self.dtype], QUANTIZED, target)
+        qparams = OUTPUT[self.dtype]
+        formula = _of(QUANTIZED, QNNPACK, self, qparams, target)
+        return apply(self, suggested_output(self), qparams, formula, target)
     return apply_float(self, FLOAT, target)
 
 
@@ -103,7 +121,8 @@ def reference_quantized(
     array([  2,  51, 101], dtype=uint8)
     """
     qparams = QParams(float(output_scale), int(output_zero_point))
-    return apply(qx, suggested_output(qx), qparams, QUANTIZED, target)
+    formula = _of(QUANTIZED, QNNPACK, qx, qparams, target)
+    return apply(qx, suggested_output(qx), qparams, formula, target)
 
 
 def infer(self: TensorType) -> TensorType:
@@ -140,13 +159,16 @@ def _glibc_64(x: F32, y: F32) -> None:
 
 
 COMPILED = Formula(filling(_sleef), filling(_glibc_64), filling(_glibc), fused_input=False)
+_COMPILED_TABLE = Formula.everywhere(filling(_glibc), fused_input=False, all_tail=_TABLE)
 
 
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     """Compute :func:`reference` by tables."""
     if not isinstance(self, QTensor):
         return reference(self, target)
-    return apply_compiled(self, suggested_output(self), OUTPUT[self.dtype], COMPILED, target)
+    qparams = OUTPUT[self.dtype]
+    formula = _of(COMPILED, _COMPILED_TABLE, self, qparams, target)
+    return apply_compiled(self, suggested_output(self), qparams, formula, target)
 
 
 def kernel_quantized(
@@ -154,7 +176,8 @@ def kernel_quantized(
 ) -> QTensor:
     """Compute :func:`reference_quantized` by tables."""
     qparams = QParams(float(output_scale), int(output_zero_point))
-    return apply_compiled(qx, suggested_output(qx), qparams, COMPILED, target)
+    formula = _of(COMPILED, _COMPILED_TABLE, qx, qparams, target)
+    return apply_compiled(qx, suggested_output(qx), qparams, formula, target)
 
 
 _SOURCE = (
@@ -169,7 +192,7 @@ OPS = (
         name="aten::sigmoid",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("quint8", (_X,), {}, [2, 128, 254, 255], "256 saturates"),
@@ -193,7 +216,7 @@ OPS = (
         name="quantized::sigmoid",
         reference=reference_quantized,
         infer=infer_with_output,
-        kernels=dict.fromkeys(ENGINES, kernel_quantized),
+        kernels=dict.fromkeys(ALL_ENGINES, kernel_quantized),
         source=_SOURCE,
         cases=(
             Case(
@@ -202,6 +225,14 @@ OPS = (
                 {"output_scale": 0.01, "output_zero_point": 1},
                 [2, 51, 100, 101],
                 "parameters as asked for",
+                (Engine.FBGEMM, Engine.ONEDNN, Engine.X86),
+            ),
+            Case(
+                "usual",
+                (_X,),
+                {"output_scale": 2.0**-8, "output_zero_point": 0},
+                [2, 128, 254, 255],
+                "the parameters that aten::sigmoid gives: all that qnnpack has for quint8",
             ),
         ),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch import nn
 
 from refquant.importers import from_fx
 from refquant.importers.fx_torch import to_tensor
+from refquant.importers.torch_functions import FUNCTIONS
+from refquant.importers.torch_operators import OPERATORS
 from refquant.ir import UnsupportedError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Engine
 from refquant.ledger import oracle
 from refquant.ledger.names import ACCESSORS, FORMS, NO_ARITHMETIC, NOT_COVERED
 
@@ -84,8 +88,14 @@ def columns(x: torch.Tensor) -> torch.Tensor:
     return to_torch(q.with_int_repr(moved))  # type: ignore[no-any-return]
 
 
-def compare(model: nn.Module, inputs: tuple[torch.Tensor, ...], ledger: Ledger, name: str) -> None:
-    target = this_machine()
+def compare(
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    ledger: Ledger,
+    name: str,
+    engine: Engine = Engine.FBGEMM,
+) -> None:
+    target = replace(this_machine(), engine=engine)
 
     def fresh() -> tuple[torch.Tensor, ...]:
         return tuple(to_torch(to_tensor(x)) for x in inputs)
@@ -308,12 +318,10 @@ def packing_models(name: str) -> list[Model]:
     return [(One(call, **constants), (x,))]
 
 
-def test_accessors_are_all_shown() -> None:
-    assert {name for name in ACCESSORS if "pack" in name or "conv" in name} <= set(PACKING)
-
-
 PACKING = [
-    name for name in ACCESSORS if not name.startswith("aten::") and "cell_params" not in name
+    name
+    for name in ACCESSORS
+    if not name.startswith("aten::") and "cell_params" not in name and "wrapped" not in name
 ]
 
 
@@ -333,7 +341,10 @@ def _(op: Any) -> list[Model]:
     return [(One(call, **parameters(3)), (drawn(*_INPUTS[3]),))]
 
 
-@shows(*(name for name in FORMS if name.startswith("_quantized::") and name[-3:] != "add"))
+@shows(
+    *(f"_quantized::{name}" for name in ("conv2d", "conv2d_relu", "linear", "linear_dynamic")),
+    *(f"_quantized::conv_transpose{rank}d" for rank in (1, 2)),
+)
 def _(op: Any) -> list[Model]:
     name = str(op).replace(".default", "").replace(".", "::")
     rank, transposed = rank_in(name), "transpose" in name
@@ -352,6 +363,110 @@ def _(op: Any) -> list[Model]:
 def _(op: Any) -> list[Model]:
     call = Two(lambda m, x, y: op(x, y, 0.37, 5))
     return [(call, (drawn(*TABLE), drawn(*TABLE, scale=0.03)))]
+
+
+@shows("_quantized::wrapped_quantized_linear")
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        return op(x, m.sx, m.zx, m.weight, m.sw, m.zw, m.bias, m.sy, m.zy, 4)
+
+    return [(One(call, **_WRAPPED, **parameters(0)), (drawn(*_INPUTS[0]).dequantize(),))]
+
+
+@shows("_quantized::_wrapped_quantized_linear_prepacked", "_quantized::_wrapped_linear_prepack")
+def _(op: Any) -> list[Model]:
+    prepack = operator("_quantized::_wrapped_linear_prepack")
+    linear = operator("_quantized::_wrapped_quantized_linear_prepacked")
+
+    def call(m: Any, x: torch.Tensor) -> Any:
+        packed = prepack(m.weight, m.sw, m.zw, m.bias)
+        return linear(x, m.sx, m.zx, packed, m.sy, m.zy, 4)
+
+    return [(One(call, **_WRAPPED, **parameters(0)), (drawn(*_INPUTS[0]).dequantize(),))]
+
+
+@shows(
+    "_quantized::wrapped_fbgemm_linear_fp16_weight",
+    "_quantized::wrapped_fbgemm_pack_gemm_matrix_fp16",
+)
+def _(op: Any) -> list[Model]:
+    prepack = operator("_quantized::wrapped_fbgemm_pack_gemm_matrix_fp16")
+    linear = operator("_quantized::wrapped_fbgemm_linear_fp16_weight")
+
+    def call(m: Any, x: torch.Tensor) -> Any:
+        return linear(x, prepack(m.weight), m.bias, 4)
+
+    return [(One(call, **parameters(0)), (drawn(*_INPUTS[0]).dequantize(),))]
+
+
+_WRAPPED = {
+    **{"sx": torch.tensor(0.1), "zx": torch.tensor(31), "sw": torch.tensor(0.013)},
+    **{"zw": torch.tensor(0), "sy": torch.tensor(0.17), "zy": torch.tensor(99)},
+}
+
+
+# ---- ops of the registry that need packed parameters
+
+
+@shows(
+    *(f"quantized::conv{rank}d_dynamic" for rank in (1, 2, 3)),
+    *(f"quantized::conv_transpose{rank}d_dynamic" for rank in (1, 2, 3)),
+)
+def _(op: Any) -> list[Model]:
+    name = str(op).replace(".default", "").replace(".", "::")
+    rank, transposed = rank_in(name), "transpose" in name
+
+    def call(m: Any, x: torch.Tensor) -> Any:
+        return op(x, prepacked(name.replace("_dynamic", "_prepack"), m), True)
+
+    x = drawn(*_INPUTS[rank]).dequantize()
+    return [(One(call, **parameters(rank, transposed)), (x,))]
+
+
+@shows(
+    *(f"quantized::linear_with_input_q_dq_qweight_dq{relu}_output_fp32" for relu in ("", "_relu"))
+)
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        return op(x, 0.13, 41, prepacked("quantized::linear_prepack", m))
+
+    return [(One(call, **parameters(0)), (drawn(*_INPUTS[0]).dequantize(),))]
+
+
+def test_what_only_onednn_has(ledger: Ledger) -> None:
+    def leaky(m: Any, x: torch.Tensor) -> Any:
+        packed = prepacked("quantized::linear_prepack", m)
+        return torch.ops.quantized.linear_leaky_relu(x, packed, 0.09, 11, 0.2)
+
+    def tanh(m: Any, x: torch.Tensor) -> Any:
+        packed = prepacked("quantized::linear_prepack", m)
+        return torch.ops.quantized.linear_tanh(x, packed, 0.0078125, 128)
+
+    def add(m: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        first, second = (prepacked("quantized::conv2d_prepack", m) for _ in range(2))
+        result = torch.ops.quantized.conv2d_add(x, y, first, 0.09, 11)
+        return torch.ops.quantized.conv2d_add_relu(x, result, second, 0.09, 11)
+
+    def uses(m: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
+        packed = prepacked("quantized::conv2d_prepack", m)
+        torch.ops.quantized.conv2d_add(x, y, packed, 0.09, 11)
+        return y
+
+    for call in (leaky, tanh):
+        compare(One(call, **parameters(0)), (drawn(*_INPUTS[0]),), ledger, "onednn", _ONEDNN)
+    inputs = drawn(*_INPUTS[2]), drawn(2, 4, 4, 5, scale=0.09, zero_point=11)
+    compare(Two(add, **parameters(2)), inputs, ledger, "onednn", _ONEDNN)
+    with pytest.raises(UnsupportedError, match="channels-last memory only"):
+        from_fx(Two(uses, **parameters(2)), inputs)
+
+
+_ONEDNN = Engine.ONEDNN
+
+
+def test_every_quantized_op_of_the_registry_has_a_rule() -> None:
+    names = [name.partition("::")[2] for name in OPS if name.startswith("quantized::")]
+    known = {key.removeprefix("torch.ops.quantized.") for key in {**FUNCTIONS, **OPERATORS}}
+    assert [name for name in names if name not in known] == []
 
 
 # ---- recurrent cells and layers

@@ -128,6 +128,8 @@ ACCESSORS: dict[str, str] = {
         )
     },
     "_quantized::linear_prepack_fp16": _PACK,
+    "_quantized::_wrapped_linear_prepack": _PACK,
+    "_quantized::wrapped_fbgemm_pack_gemm_matrix_fp16": _PACK,
     **{
         f"aten::{name}": _QPARAMS
         for name in (
@@ -164,29 +166,6 @@ NOT_COVERED: dict[str, str] = {
         "quantized",
         "int4mm_packed_weight_cpu",
         "4-bit weights of groups: float sums in an order of the machine's own",
-    ),
-    **_waiting(
-        "quantized",
-        "conv1d_dynamic conv2d_dynamic conv3d_dynamic conv_transpose1d_dynamic "
-        "conv_transpose2d_dynamic conv_transpose3d_dynamic",
-        "convolution with dynamic activations",
-    ),
-    **_waiting(
-        "quantized",
-        "conv2d_add conv2d_add_relu linear_leaky_relu linear_tanh",
-        "fused operators of oneDNN",
-    ),
-    **_waiting(
-        "quantized",
-        "linear_with_input_q_dq_qweight_dq_output_fp32 "
-        "linear_with_input_q_dq_qweight_dq_relu_output_fp32",
-        "int8 product with a float result",
-    ),
-    **_waiting(
-        "_quantized",
-        "_wrapped_linear_prepack _wrapped_quantized_linear_prepacked wrapped_quantized_linear "
-        "wrapped_fbgemm_linear_fp16_weight wrapped_fbgemm_pack_gemm_matrix_fp16",
-        "wrappers for compiled models",
     ),
     **_waiting(
         "onednn",

@@ -10,6 +10,7 @@ from refquant.ledger.draw import (
     decomposed,
     embeddings,
     images,
+    memory,
     moves,
     norms,
     pointwise,
@@ -19,7 +20,7 @@ from refquant.ledger.draw import (
 
 _FAMILIES = (
     *(quantize, products, pointwise, norms, images, moves),
-    *(embeddings, decomposed),
+    *(memory, embeddings, decomposed),
 )
 
 SAMPLERS: dict[str, Sampler] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import DType, qint32
+from refquant.ir.types import DType, float32, qint8, qint32, quint8
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw.tensors import (
     LAYOUTS,
@@ -126,14 +126,31 @@ def to_output(
 def of_input(
     rng: Rng, cell: Cell, size: int, draw: Callable[[Rng], Attributes] = lambda _: {}
 ) -> Call:
-    """Draw an activation whose result's scale is given: the scale of the operand is placed."""
+    """Draw an activation whose result's scale is given: the scale of the operand is placed.
+
+    Some scales are no float32 numbers.
+    """
     x = _narrow(rng, cell, size)
     attributes = draw(rng)
+    beyond = 1 + 2.0**-27 if rng.random() < 0.3 else 1.0
 
     def make(scale: float) -> Call:
-        return Call((QTensor(x.int_repr, scale, x.zero_point, None, x.dtype),), attributes)
+        x_scaled = QTensor(x.int_repr, scale * beyond, x.zero_point, None, x.dtype)
+        return Call((x_scaled,), attributes)
 
     return at_tie(rng, cell, make, float(x.scale))
+
+
+def tanh(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw bit patterns where the tangent is neither its argument nor 1, and usual values."""
+    if cell.dtype != float32:
+        return of_input(rng, cell, size)
+    x: Any = rng.normal(size=size).astype(np.float32)
+    if rng.random() < 0.5:
+        low, high = (int(np.float32(v).view(np.int32)) for v in (1e-4, 10.0))
+        x = rng.integers(low, high, size).astype(np.int32).view(np.float32)
+        x[::2] *= -1
+    return Call((x,), {})
 
 
 def _narrow(rng: Rng, cell: Cell, size: int) -> QTensor:
@@ -252,7 +269,7 @@ SAMPLERS: dict[str, Sampler] = {
     "quantized::softmax": softmax,
     "quantized::dropout": dropout,
     "aten::sigmoid": of_input,
-    "aten::tanh": of_input,
+    "aten::tanh": tanh,
     "aten::hardsigmoid": of_input,
     "aten::gelu": partial(of_input, draw=_gelu),
     "aten::leaky_relu": partial(of_input, draw=_slope),
@@ -265,3 +282,4 @@ SAMPLERS: dict[str, Sampler] = {
         for form in ("", ".Scalar")
     },
 }
+DTYPES: dict[str, tuple[DType, ...]] = {"aten::tanh": (quint8, qint8, qint32, float32)}
