@@ -117,6 +117,7 @@ def quantized_conv_add(op: str) -> Rule:
     def rule(b: TorchBuilder, module: Mod, input: Value, extra_input: Value) -> Value:
         only(module.padding_mode == "zeros", f"{op} with padding_mode {module.padding_mode}")
         weight, bias, geometry = b.packed(module._packed_params, module, 2)
+        b.spoil(extra_input)
         return b.emit(op, input, weight, bias, extra_input, **geometry, **_output(b, module))
 
     return rule

@@ -113,13 +113,11 @@ def test_qnnpack_at_ties(per_channel: bool, with_bias: bool, relu: bool) -> None
         operands, attributes = ties.dynamic(rng, per_channel, with_bias, i % 2 > 0, i % 3 > 0)
         check(f"quantized::linear{suffix}_dynamic", operands, attributes, "qnnpack")
     for rank, kind in product((1, 2, 3), ties.KINDS):
-        if (rank == 1 and kind in ("fast", "nearly_fast")) or (rank == 3 and "fast" in kind):
+        if rank == 1 and kind in ("fast", "nearly_fast"):
             continue
         operands, attributes = ties.convolution(
             rng, kind, rank, per_channel, with_bias, symmetric=True, engine="qnnpack"
         )
-        if rank == 3 and kind == "depthwise":
-            continue
         check(f"quantized::conv{rank}d{suffix}", operands, attributes, "qnnpack")
 
 

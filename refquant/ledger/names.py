@@ -45,10 +45,6 @@ FORMS: dict[str, str] = {
         for relu in ("", "_relu")
     },
     "_quantized::add": "quantized::add",
-    # one call for quantize, product and dequantize
-    "_quantized::wrapped_quantized_linear": "quantized::linear",
-    "_quantized::_wrapped_quantized_linear_prepacked": "quantized::linear",
-    "_quantized::wrapped_fbgemm_linear_fp16_weight": "quantized::linear_dynamic_fp16",
     # recurrent cells: products of the registry, and float arithmetic
     **{
         f"quantized::quantized_{cell}_cell_dynamic": "quantized::linear_dynamic"
