@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,19 @@ from refquant.ir.qtensor import QTensor
 
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
+
+
+class Sums(Enum):
+    """How products are added.
+
+    Machines without VNNI multiply bytes in pairs whose sum saturates to int16. Pairs are
+    neighbours along K: the taps of the kernel in reading order, in each tap the group's inputs.
+    """
+
+    EXACT = "in int32"
+    PAIRED = "pairs along K, padding included"
+    PAIRED_IN_TAPS = "pairs of inputs of one tap, padding left out"
+
 
 # Elements of one temporary: a float64 block takes 128 KB.
 BLOCK = 1 << 14
@@ -71,7 +85,13 @@ def dot(x: Array, zero_point: int, weight: Array, weight_zero_point: Array) -> I
     return total.reshape(pixels, groups * channels)
 
 
-def dot_saturating(x: Array, zero_point: int, weight: Array, weight_zero_point: Array) -> Int32:
+def dot_saturating(
+    x: Array,
+    zero_point: int,
+    weight: Array,
+    weight_zero_point: Array,
+    seen: npt.NDArray[np.bool_] | None = None,
+) -> Int32:
     r"""Return the dot products as 8-bit multiply-add instructions without VNNI give them.
 
     Raw bytes are multiplied in pairs along K, each pair's sum saturates to int16, and the zero
@@ -82,35 +102,49 @@ def dot_saturating(x: Array, zero_point: int, weight: Array, weight_zero_point: 
 
     Parameters
     ----------
-    x : uint8 (pixels, channels, K)
+    x : uint8 (pixels, groups, K)
         Input of each output pixel, padding included as ``zero_point``.
     zero_point : int
         Zero point of ``x``.
-    weight : int8 (channels, K)
+    weight : int8 (groups, channels, K)
         Raw weight.
-    weight_zero_point : int (channels,)
+    weight_zero_point : int (groups * channels,)
         Zero point of each channel's weight.
+    seen : bool (pixels, K), optional
+        What lies inside the map. The rest is left out: it neither saturates nor counts.
 
     Returns
     -------
-    int32 (pixels, channels)
+    int32 (pixels, groups * channels)
 
     Examples
     --------
-    >>> w = np.int8([[127, 2]])
+    >>> w = np.int8([[[127, 2]]])
     >>> dot_saturating(np.uint8([[[255, 191]], [[255, 192]]]), 0, w, np.int64([0]))
     array([[32767],
            [32767]], dtype=int32)
     """
-    product = x.astype(np.int32) * weight.astype(np.int32)
-    if product.shape[-1] % 2:
-        product = np.concatenate((product, np.zeros_like(product[..., :1])), -1)
-    pairs = product[..., 0::2] + product[..., 1::2]
-    total: npt.NDArray[np.int64] = np.clip(pairs, -(2**15), 2**15 - 1).sum(-1)
-    total -= zero_point * weight.sum(-1, dtype=np.int64)
-    total -= weight_zero_point * x.sum(-1, dtype=np.int64)
-    total += zero_point * weight_zero_point * weight.shape[-1]
-    return total.astype(np.int32)
+    pixels, groups, depth = x.shape
+    channels = weight.shape[1]
+    raw = x if seen is None else x * seen[:, np.newaxis]
+    total = np.empty((pixels, groups, channels), np.int32)
+    shift = weight_zero_point.reshape(groups, channels).astype(np.int64)
+    for part in blocks(pixels, BLOCK // max(groups * channels * depth, 1)):
+        for c in blocks(channels, BLOCK // max(groups * depth, 1)):
+            product = raw[part, :, np.newaxis].astype(np.int32) * weight[:, c].astype(np.int32)
+            if depth % 2:
+                product = np.concatenate((product, np.zeros_like(product[..., :1])), -1)
+            pairs = product[..., 0::2] + product[..., 1::2]
+            some: npt.NDArray[np.int64] = np.clip(pairs, -(2**15), 2**15 - 1).sum(-1)
+            if seen is None:
+                some -= zero_point * weight[:, c].sum(-1, dtype=np.int64)
+            else:
+                inside = seen[part].astype(np.int64)
+                some -= zero_point * np.einsum("pk,gck->pgc", inside, weight[:, c])
+            some -= shift[:, c] * raw[part].sum(-1, dtype=np.int64)[..., np.newaxis]
+            some += zero_point * shift[:, c] * depth
+            total[part, :, c] = some.astype(np.int32)
+    return total.reshape(pixels, groups * channels)
 
 
 def windows(

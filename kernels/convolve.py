@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import quint8
+from refquant.kernels.accumulate import Sums, weight_zero_points
 from refquant.kernels.packing import Ints, Lanes, Layout, PackedWeight, ceil, depthwise_slots
+from refquant.kernels.pairs import multiply_pairs
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import Constants, Rounding, Stage
 from refquant.kernels.tile import DEPTHWISE, MULTIPLY
@@ -174,28 +176,40 @@ def convolve(
     window: Window,
     rounding: Rounding,
     stage: Stage,
-    saturating: bool = False,
+    sums: Sums = Sums.EXACT,
 ) -> Bytes:
     """Convolve (N, C, ...) and requantise; the result has channels-last memory."""
     images, outputs = x.shape[0], weight.sums.size
     y = np.empty((images, *window.out, outputs), np.uint8)
-    if stage.loop is None:
+    if stage.loop is None and _is_tiled(weight, sums):
         lanes = weight.lanes(stage.constants, x, rounding.scale, bias)
-        _run(x, weight, window, lanes, stage.form, _limits(stage, rounding), y, saturating)
+        limits = _limits(stage, rounding)
+        _run(x, weight, window, lanes, stage.form, limits, y, sums is Sums.PAIRED)
     else:
-        total = convolution_sums(x, weight, window, saturating)
+        total = convolution_sums(x, weight, window, sums)
         constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, outputs)
         finish(stage, np.moveaxis(total, 1, -1), constants, rounding, y)
     return np.moveaxis(y, -1, 1)
 
 
 def convolution_sums(
-    x: QTensor, weight: PackedWeight, window: Window, saturating: bool = False
+    x: QTensor, weight: PackedWeight, window: Window, sums: Sums = Sums.EXACT
 ) -> npt.NDArray[np.int32]:
     """Return the sums of a convolution, (N, OC, ...) with channels-last memory."""
     y = np.empty((x.shape[0], *window.out, weight.sums.size), np.int32)
-    _run(x, weight, window, weight.lanes(None, x, 1.0, None), "sum", (0, 0, 0), y, saturating)
+    if _is_tiled(weight, sums):
+        lanes = weight.lanes(None, x, 1.0, None)
+        _run(x, weight, window, lanes, "sum", (0, 0, 0), y, sums is Sums.PAIRED)
+    else:
+        _run_in_pairs(x, weight, window, sums is Sums.PAIRED_IN_TAPS, y)
     return np.moveaxis(y, -1, 1)
+
+
+def _is_tiled(weight: PackedWeight, sums: Sums) -> bool:
+    """Whether the tile does these sums; of saturating ones, those of depthwise layers."""
+    layout = weight.layout
+    depthwise = layout.depthwise and not layout.transposed
+    return sums is Sums.EXACT or (sums is Sums.PAIRED and depthwise)
 
 
 def _limits(stage: Stage, rounding: Rounding) -> Ints:
@@ -208,9 +222,10 @@ def _limits(stage: Stage, rounding: Rounding) -> Ints:
 
 def finish(stage: Stage, total: Array, constants: Constants, rounding: Rounding, y: Array) -> None:
     """Requantise sums (..., channels) into ``y``, both in C order."""
-    if stage.loop is None:
-        raise AssertionError(f"{stage.form} is finished in registers")
     channels = total.shape[-1]
+    if stage.loop is None:
+        y[...] = stage.finish(total, constants, rounding).astype(np.uint8)
+        return
     integer = constants.integer
     stage.loop(
         total.reshape(-1, channels),
@@ -257,6 +272,67 @@ def _run(
         )
 
 
+def _run_in_pairs(
+    x: QTensor, weight: PackedWeight, window: Window, in_taps: bool, y: Array
+) -> None:
+    """Multiply in saturating pairs what each output of (N, C, ...) sees, image by image.
+
+    Padding is left out where pairs lie in taps; otherwise it multiplies as the zero point.
+    """
+    zero_point, groups = int(x.zero_point), weight.layout.groups
+    fill = 0 if in_taps else zero_point
+    unseen = None
+    if in_taps and zero_point and y.size:
+        ones = np.ones((x.shape[1] // groups, *x.shape[2:]), np.uint8)
+        unseen = 1 - _seen(ones, weight.layout._replace(groups=1), window, 0, in_taps)
+    for image, total in zip(x.int_repr, y, strict=True):
+        rows = _seen(image, weight.layout, window, fill, in_taps)
+        _multiply_rows(rows, x, weight, in_taps, total, unseen)
+
+
+def _seen(image: Array, layout: Layout, window: Window, fill: int, in_taps: bool) -> Bytes:
+    """Return what each output of one image sees, (outputs, groups, K), in the weight's order."""
+    kernel, stride, dilation, lead, spread, out = window
+    spans = zip(out, stride, dilation, kernel, strict=True)
+    sizes = tuple((o - 1) * s + d * (k - 1) + 1 for o, s, d, k in spans)
+    channels = image.shape[0]
+    taken, placed, _ = _placement(image.shape[1:], sizes, lead, spread)
+    padded = np.full((*sizes, channels), fill, np.uint8)
+    padded[placed[1:]] = np.moveaxis(image, 0, -1)[taken[1:]]
+    each, taps = channels // layout.groups, prod(kernel)
+    wide = ceil(each, 2) if in_taps else each
+    rows = np.zeros((prod(out), layout.groups, ceil(taps * wide, 2)), np.uint8)
+    for number, tap in enumerate(np.ndindex(*kernel)):
+        axes = zip(out, stride, dilation, tap, strict=True)
+        at = tuple(slice(t * d, t * d + (o - 1) * s + 1, s) for o, s, d, t in axes)
+        begin = wide * (taps - 1 - number if layout.transposed else number)
+        rows[..., begin : begin + each] = padded[at].reshape(-1, layout.groups, each)
+    return rows
+
+
+def _multiply_rows(
+    rows: Bytes,
+    x: QTensor,
+    weight: PackedWeight,
+    in_taps: bool,
+    y: Array,
+    unseen: Bytes | None = None,
+) -> None:
+    """Multiply rows that end in K by a weight, in saturating pairs."""
+    if y.size == 0:
+        return
+    matrix = weight.pairs(in_taps)
+    groups, pairs, channels, _ = matrix.shape
+    if rows.shape[-1] % 2:
+        rows = np.pad(rows, (*((0, 0),) * (rows.ndim - 1), (0, 1)))
+    zero_point = weight_zero_points(weight, groups * channels).astype(np.int32)
+    multiply_pairs(
+        *(_flat(rows), matrix.reshape(-1), groups, pairs, channels, int(x.zero_point)),
+        *(weight.sums, zero_point),
+        *(np.zeros(0, np.uint8) if unseen is None else unseen.reshape(-1), y.reshape(-1)),
+    )
+
+
 def matrix_product(
     x: Bytes, weight: PackedWeight, lanes: Lanes, form: str, limits: Ints, y: Array
 ) -> None:
@@ -283,27 +359,33 @@ def linear_product(
     bias: npt.NDArray[np.float32] | None,
     rounding: Rounding,
     stage: Stage,
+    sums: Sums = Sums.EXACT,
 ) -> Array:
     """Multiply the rows of (..., K) by a packed weight and requantise; bytes of the result."""
-    rows = as_unsigned(x)
-    flat = np.ascontiguousarray(rows.int_repr).reshape(-1, x.shape[-1])
     y = np.empty((*x.shape[:-1], weight.sums.size), np.uint8)
-    if stage.loop is None:
+    if stage.loop is None and sums is Sums.EXACT:
+        rows = as_unsigned(x)
+        flat = np.ascontiguousarray(rows.int_repr).reshape(-1, x.shape[-1])
         lanes = weight.lanes(stage.constants, rows, rounding.scale, bias)
         matrix_product(flat, weight, lanes, stage.form, _limits(stage, rounding), y)
     else:
-        total = linear_sums(x, weight)
+        total = linear_sums(x, weight, sums)
         channels = weight.sums.size
         constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
         finish(stage, total, constants, rounding, y)
     return y
 
 
-def linear_sums(x: QTensor, weight: PackedWeight) -> npt.NDArray[np.int32]:
+def linear_sums(
+    x: QTensor, weight: PackedWeight, sums: Sums = Sums.EXACT
+) -> npt.NDArray[np.int32]:
     """Return the sums of a linear, (..., channels) in C order."""
     rows = as_unsigned(x)
     flat = np.ascontiguousarray(rows.int_repr).reshape(-1, x.shape[-1])
     y = np.empty((*x.shape[:-1], weight.sums.size), np.int32)
+    if sums is not Sums.EXACT:
+        _multiply_rows(flat, rows, weight, False, y)
+        return y
     matrix_product(flat, weight, weight.lanes(None, rows, 1.0, None), "sum", (0, 0, 0), y)
     return y
 

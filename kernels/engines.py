@@ -42,7 +42,7 @@ def resolve(
     if target.engine is not Engine.X86:
         return target
     onednn = (
-        target.isa is Isa.AVX512_VNNI
+        target.isa not in (Isa.AVX512, Isa.AVX2)
         and groups <= MOST_GROUPS
         and not np.any(weight.zero_point)
         and not any(output_padding)

@@ -158,6 +158,7 @@ class PackedWeight(QTensor):
     passes: int  # 1, and one more for each term of the zero points
     _shape: Ints
     _lanes: dict[Any, Lanes]
+    _pairs: dict[bool, Int8]
 
     def __init__(self, weight: QTensor, layout: Layout) -> None:
         integers = weight.int_repr
@@ -183,6 +184,7 @@ class PackedWeight(QTensor):
             "passes": 1 + len(terms),
             "_shape": weight.shape,
             "_lanes": {},
+            "_pairs": {},
             "scale": weight.scale,
             "zero_point": weight.zero_point,
             "axis": weight.axis,
@@ -234,6 +236,25 @@ class PackedWeight(QTensor):
             lanes = self._in_lanes(int(x.zero_point), each)
             self.__dict__["_lanes"] = {key: lanes}
         return lanes
+
+    def pairs(self, in_taps: bool) -> Int8:
+        """Return the weight as (groups, pairs, channels, 2), for machines that add pairs.
+
+        Pairs are neighbours in reading order of taps and inputs, or of the inputs of each tap
+        alone. Made on the first use and kept.
+        """
+        if in_taps not in self._pairs:
+            matrix = _matrix(self.int_repr, self.layout)
+            if self.layout.transposed:  # packed back to front
+                matrix = matrix[:, :, ::-1]
+            if in_taps:
+                matrix = np.pad(matrix, ((0, 0), (0, 0), (0, 0), (0, matrix.shape[3] % 2)))
+            groups, channels = matrix.shape[:2]
+            rows = matrix.reshape(groups, channels, -1)
+            rows = np.pad(rows, ((0, 0), (0, 0), (0, rows.shape[2] % 2)))
+            split = rows.reshape(groups, channels, -1, 2).swapaxes(1, 2)
+            self._pairs[in_taps] = np.ascontiguousarray(split)
+        return self._pairs[in_taps]
 
     def _in_lanes(self, zero_point: int, each: Constants) -> Lanes:
         channels = self.sums.size

@@ -18,6 +18,7 @@ from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
+    Sums,
     blocks,
     dot,
     dot_saturating,
@@ -200,69 +201,98 @@ def _exact(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    stage, saturating = plan("conv", x, weight, geometry, target)
+    stage, way = plan("conv", x, weight, geometry, target)
     channels = weight.shape[0]
     constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     y = empty_channels_last((x.shape[0], channels, *geometry.out(x.shape[2:])), np.uint8)
-    for image, part, total in sums(x, weight, geometry, saturating):
+    for image, part, total in sums(x, weight, geometry, way):
         rows = np.moveaxis(y[image], 0, -1).reshape(-1, channels)
         rows[part] = stage.finish(total, constants, rounding)
     return QTensor(y, rounding.scale, rounding.zero_point)
 
 
 def sums(
-    x: QTensor, weight: QTensor, geometry: Geometry, saturating: bool
+    x: QTensor, weight: QTensor, geometry: Geometry, way: Sums
 ) -> Iterator[tuple[int, slice, npt.NDArray[np.int32]]]:
     """Yield an image, some of its output pixels and their sums (pixels, channels)."""
     kernel, stride, padding, dilation, groups = geometry
     images, inputs = x.shape[:2]
     channels = weight.shape[0]
     out, zero = geometry.out(x.shape[2:]), int(x.zero_point)
-    factor = weight.int_repr.reshape(groups, channels // groups, -1)
+    factor = weight.int_repr.reshape(groups, channels // groups, inputs // groups, -1)
     weight_zero = weight_zero_points(weight, channels)
     size = BLOCK // max(inputs * int(np.prod(kernel)), channels)
+    walk = (out, kernel, stride, padding, dilation)
     for image in range(images):
         for part in blocks(int(np.prod(out)), size):
-            seen = windows(x.int_repr[image], part, out, kernel, stride, padding, dilation, zero)
-            if saturating:
-                repeated = np.repeat(seen, channels // inputs, 1)
-                total = dot_saturating(repeated, zero, factor.reshape(channels, -1), weight_zero)
+            seen = windows(x.int_repr[image], part, *walk, zero)
+            split = seen.reshape(len(seen), groups, inputs // groups, -1)
+            if way is Sums.EXACT:
+                flat = factor.reshape(groups, channels // groups, -1)
+                total = dot(split.reshape(*split.shape[:2], -1), zero, flat, weight_zero)
             else:
-                total = dot(seen.reshape(len(seen), groups, -1), zero, factor, weight_zero)
+                in_taps = way is Sums.PAIRED_IN_TAPS
+                inside = None
+                if in_taps:
+                    ones = np.ones((inputs // groups, *x.shape[2:]), np.uint8)
+                    inside = in_pairs(windows(ones, part, *walk, 0), in_taps) > 0
+                pairs = in_pairs(split, in_taps), in_pairs(factor, in_taps)
+                total = dot_saturating(pairs[0], zero, pairs[1], weight_zero, inside)
             yield image, part, total
+
+
+def in_pairs(x: npt.NDArray[Any], in_taps: bool) -> npt.NDArray[Any]:
+    """Order (..., inputs, taps) as multiplied: tap by tap, its inputs side by side.
+
+    Pairs ``in_taps`` do not reach from one tap into the next: an odd input stands beside 0.
+
+    Examples
+    --------
+    >>> x = np.array([[1, 2], [3, 4], [5, 6]])
+    >>> in_pairs(x, False), in_pairs(x, True)
+    (array([1, 3, 5, 2, 4, 6]), array([1, 3, 5, 0, 2, 4, 6, 0]))
+    """
+    taps = x.swapaxes(-1, -2)
+    if in_taps and taps.shape[-1] % 2:
+        taps = np.concatenate((taps, np.zeros_like(taps[..., :1])), -1)
+    return taps.reshape(*taps.shape[:-2], -1)
 
 
 def plan(
     op: str, x: QTensor, weight: QTensor, geometry: Geometry, target: Target
-) -> tuple[Stage, bool]:
-    """Return the output stage, and whether sums of pairs saturate to 16 bits."""
+) -> tuple[Stage, Sums]:
+    """Return the output stage, and how products are added."""
     target = resolve(target, weight, geometry.groups, transposed=False)
     planner = requantize.stage_for(op, PLANS, target)
-    return planner(op, x.shape, weight, geometry)
+    return planner(op, x.shape, weight, geometry, requantize.saturates(target))
 
 
-def _plan_fbgemm(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> tuple[Stage, bool]:
-    saturating = geometry.saturates(shape[1], weight.shape[0])
+def _plan_fbgemm(
+    op: str, shape: Ints, weight: QTensor, geometry: Geometry, saturates: bool
+) -> tuple[Stage, Sums]:
+    depthwise = geometry.saturates(shape[1], weight.shape[0])
     out = geometry.out(shape[2:])
     below = any(n < p for n, p in zip(out[:2], geometry.padding[:2], strict=True))
-    if len(out) == 3 and saturating and below:
+    if len(out) == 3 and depthwise and below:
         raise UnsupportedError(
             f"{op}: torch's depthwise kernel corrupts memory where the output's depth or height "
             f"is below the padding, got {format_shape(out)} with padding={geometry.padding}"
         )
-    return requantize.FLOAT_BIAS, saturating
+    return requantize.FLOAT_BIAS, Sums.PAIRED if depthwise or saturates else Sums.EXACT
 
 
 def _plan_qnnpack(
-    _op: str, shape: Ints, weight: QTensor, geometry: Geometry
-) -> tuple[Stage, bool]:
+    _op: str, shape: Ints, weight: QTensor, geometry: Geometry, _saturates: bool
+) -> tuple[Stage, Sums]:
     depthwise = geometry.groups == shape[1] == weight.shape[0]
     if depthwise and geometry.kernel == (3, 3, 3):
-        return requantize.INTEGER_BIAS_WIDE, False
-    return requantize.INTEGER_BIAS, False
+        return requantize.INTEGER_BIAS_WIDE, Sums.EXACT
+    return requantize.INTEGER_BIAS, Sums.EXACT
 
 
-def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> tuple[Stage, bool]:
+def _plan_onednn(
+    op: str, shape: Ints, weight: QTensor, geometry: Geometry, saturates: bool
+) -> tuple[Stage, Sums]:
     kernel, stride, padding, dilation, groups = geometry
     check_symmetric(op, weight)
     each = shape[1] // groups, weight.shape[0] // groups
@@ -283,9 +313,10 @@ def _plan_onednn(op: str, shape: Ints, weight: QTensor, geometry: Geometry) -> t
             f"{op}: which of its kernels oneDNN takes is not known for results of width 1 with "
             f"groups={groups}, {shape[1]} inputs and kernel {kernel}; use engine fbgemm"
         )
+    way = Sums.PAIRED_IN_TAPS if saturates else Sums.EXACT
     if combines_scales(kernel, dilation, groups, each):
-        return requantize.CONVOLUTION_COMBINED, False
-    return requantize.CONVOLUTION_SCALED, False
+        return requantize.CONVOLUTION_COMBINED, way
+    return requantize.CONVOLUTION_SCALED, way
 
 
 # How each engine rounds, by shape; x86 is one of the others.
@@ -403,9 +434,9 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    stage, saturating = plan("conv", x, weight, geometry, target)
+    stage, way = plan("conv", x, weight, geometry, target)
     packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
-    y = convolve(x, packed, bias, geometry.window(x.shape[2:]), rounding, stage, saturating)
+    y = convolve(x, packed, bias, geometry.window(x.shape[2:]), rounding, stage, way)
     return QTensor(y, rounding.scale, rounding.zero_point)
 
 

@@ -113,11 +113,11 @@ def _exact(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    stage, _ = quantized_conv.plan("conv2d_add", x, weight, geometry, target)
+    stage, way = quantized_conv.plan("conv2d_add", x, weight, geometry, target)
     channels = weight.shape[0]
     constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     y = empty_channels_last((x.shape[0], channels, *geometry.out(x.shape[2:])), np.uint8)
-    for image, part, total in quantized_conv.sums(x, weight, geometry, False):
+    for image, part, total in quantized_conv.sums(x, weight, geometry, way):
         pixels = accumulator.int_repr[image].reshape(channels, -1).T[part]
         shifted = pixels.astype(np.float32) - np.float32(accumulator.zero_point)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -192,9 +192,10 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
-    stage, _ = quantized_conv.plan("conv2d_add", x, weight, geometry, target)
+    stage, way = quantized_conv.plan("conv2d_add", x, weight, geometry, target)
     packed = quantized_conv.pack(weight, dilation=geometry.dilation, groups=geometry.groups)
-    total = np.moveaxis(convolution_sums(x, packed, geometry.window(x.shape[2:])), 1, -1)
+    total = convolution_sums(x, packed, geometry.window(x.shape[2:]), way)
+    total = np.moveaxis(total, 1, -1)
     channels = total.shape[-1]
     constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     other = np.ascontiguousarray(np.moveaxis(accumulator.int_repr, 1, -1))

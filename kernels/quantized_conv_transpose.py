@@ -15,12 +15,12 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
-from refquant.kernels.accumulate import BLOCK, blocks
+from refquant.kernels.accumulate import BLOCK, Sums, blocks, dot_saturating
 from refquant.kernels.convolve import Window, convolve
 from refquant.kernels.engines import check_symmetric, divides, leaves_gaps, resolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
-from refquant.kernels.quantized_conv import check_axes, check_map, check_out
+from refquant.kernels.quantized_conv import check_axes, check_map, check_out, in_pairs
 from refquant.kernels.quantized_linear import check_weight
 from refquant.kernels.requantize import Rounding, Stage
 
@@ -121,7 +121,7 @@ def reference(
     array([[[12, 14, 14, 18, 10]]], dtype=uint8)
     """
     geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
-    stage = plan("conv_transpose", x, weight, geometry, groups, target)
+    stage, way = plan("conv_transpose", x, weight, geometry, groups, target)
     out = geometry.out(x.shape[2:])
     images, inputs = x.shape[0], x.shape[1] // groups
     each = weight.shape[1]
@@ -134,9 +134,14 @@ def reference(
             feed = slice(group * inputs, (group + 1) * inputs)
             rows = np.moveaxis(x.int_repr[image, feed], 0, -1)
             for part in blocks(each, BLOCK // max(int(np.prod(out)), inputs)):
-                factor = np.moveaxis(weight.int_repr[feed, part].astype(np.float64), 1, -1)
-                factor = np.moveaxis(factor - shift[part], -1, 1)
-                total = _scatter(rows, int(x.zero_point), factor, geometry, out)
+                factor = np.moveaxis(weight.int_repr[feed, part], 1, -1)
+                if way is Sums.EXACT:
+                    exact = np.moveaxis(factor.astype(np.float64) - shift[part], -1, 1)
+                    total = _scatter(rows, int(x.zero_point), exact, geometry, out)
+                else:
+                    zeros = int(x.zero_point), shift[part]
+                    in_taps = way is Sums.PAIRED_IN_TAPS
+                    total = _gather_pairs(rows, zeros, factor, geometry, out, in_taps)
                 live = slice(group * each + part.start, group * each + part.stop)
                 q = stage.finish(total, constants.of(live), rounding)
                 y[image, live] = np.moveaxis(q, -1, 0)
@@ -164,14 +169,52 @@ def _scatter(
     return total[tuple(slice(p, p + o) for p, o in zip(padding, out, strict=True))]
 
 
+def _gather_pairs(
+    rows: Array,
+    zero_points: tuple[int, Array],
+    weight: Array,
+    geometry: Geometry,
+    out: Ints,
+    in_taps: bool,
+) -> npt.NDArray[np.int32]:
+    """Return saturating sums (*out, channels) of one image (..., inputs) and one group.
+
+    Each output pixel sees, at every tap of the kernel in reading order, the input that this tap
+    moves to it, or padding.
+    """
+    kernel, stride, padding, _, dilation = geometry
+    position = np.unravel_index(np.arange(int(np.prod(out))), out)
+    seen = np.empty((position[0].size, rows.shape[-1], int(np.prod(kernel))), np.uint8)
+    inside = np.empty(seen.shape, bool)
+    for number, tap in enumerate(np.ndindex(*kernel)):
+        axes = zip(position, tap, padding, dilation, strict=True)
+        distance = [o + p - k * d for o, k, p, d in axes]
+        index = [at // s for at, s in zip(distance, stride, strict=True)]
+        limits = zip(distance, index, stride, rows.shape, strict=False)
+        hit = np.all([(at % s == 0) & (i >= 0) & (i < n) for at, i, s, n in limits], axis=0)
+        near = tuple(np.clip(i, 0, n - 1) for i, n in zip(index, rows.shape, strict=False))
+        seen[..., number] = np.where(hit[:, np.newaxis], rows[near], zero_points[0])
+        inside[..., number] = hit[:, np.newaxis]
+    factor = weight.reshape(rows.shape[-1], -1, weight.shape[-1]).transpose(2, 0, 1)
+    feed, some = (in_pairs(part, in_taps)[:, np.newaxis] for part in (seen, inside))
+    matrix = in_pairs(factor, in_taps)[np.newaxis]
+    left_out = some[:, 0] if in_taps else None
+    total = dot_saturating(feed, zero_points[0], matrix, zero_points[1], left_out)
+    return total.reshape(*out, -1)
+
+
 def plan(
     op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int, target: Target
-) -> Stage:
-    """Return the output stage; refuse what the engine does not take or computes wrongly."""
+) -> tuple[Stage, Sums]:
+    """Return the output stage, and how products are added.
+
+    Refuse what the engine does not take or computes wrongly.
+    """
     extra = geometry.output_padding
     target = resolve(target, weight, groups, transposed=True, output_padding=extra)
     planner = requantize.stage_for(op, PLANS, target)
-    return planner(op, x, weight, geometry, groups)
+    way = SUMS[target.engine] if requantize.saturates(target) else Sums.EXACT
+    return planner(op, x, weight, geometry, groups), way
 
 
 def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
@@ -236,6 +279,9 @@ PLANS = {
     Engine.QNNPACK: _plan_qnnpack,
     Engine.ONEDNN: _plan_onednn,
 }
+
+# How each engine adds products on machines without VNNI.
+SUMS = {Engine.FBGEMM: Sums.PAIRED, Engine.ONEDNN: Sums.PAIRED_IN_TAPS}
 
 
 def infer(
@@ -310,12 +356,12 @@ def kernel(
 ) -> QTensor:
     """Compute :func:`reference` as a convolution of the spread input with the flipped kernel."""
     geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
-    stage = plan("conv_transpose", x, weight, geometry, groups, target)
+    stage, way = plan("conv_transpose", x, weight, geometry, groups, target)
     taps, out = geometry.kernel, geometry.out(x.shape[2:])
     packed = pack(weight, dilation=dilation, groups=groups)
     lead = tuple(d * (k - 1) - p for k, p, d in zip(taps, padding, dilation, strict=True))
     window = Window(taps, (1,) * len(taps), dilation, lead, stride, out)
-    y = convolve(x, packed, bias, window, Rounding(scale, zero_point), stage)
+    y = convolve(x, packed, bias, window, Rounding(scale, zero_point), stage, way)
     return QTensor(y, scale, zero_point)
 
 

@@ -15,7 +15,14 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
-from refquant.kernels.accumulate import BLOCK, blocks, dot, weight_zero_points
+from refquant.kernels.accumulate import (
+    BLOCK,
+    Sums,
+    blocks,
+    dot,
+    dot_saturating,
+    weight_zero_points,
+)
 from refquant.kernels.convolve import linear_product
 from refquant.kernels.engines import check_symmetric
 from refquant.kernels.packing import Layout, PackedWeight
@@ -128,18 +135,27 @@ def _exact(
     constants = chosen.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     q = np.empty((*x.shape[:-1], channels), x.int_repr.dtype)
     rows = q.reshape(-1, channels)
-    for part, total in sums(x, weight):
+    for part, total in sums(x, weight, target):
         rows[part] = chosen.finish(total, constants, rounding)
     return QTensor(q, rounding.scale, rounding.zero_point, None, x.dtype)
 
 
-def sums(x: QTensor, weight: QTensor) -> Iterator[tuple[slice, npt.NDArray[np.int32]]]:
-    """Yield some rows at a time with their exact sums."""
+def sums(
+    x: QTensor, weight: QTensor, target: Target
+) -> Iterator[tuple[slice, npt.NDArray[np.int32]]]:
+    """Yield some rows at a time with their sums."""
     channels, depth = weight.shape
     factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
     rows = x.int_repr.reshape(-1, 1, depth)
+    multiply = dot if sums_of(x, target) is Sums.EXACT else dot_saturating
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
-        yield part, dot(rows[part], int(x.zero_point), factor, zero)
+        yield part, multiply(rows[part], int(x.zero_point), factor, zero)
+
+
+def sums_of(x: QTensor, target: Target) -> Sums:
+    """Return how products are added; what multiplies qint8 does not saturate."""
+    paired = requantize.saturates(target) and x.dtype == quint8
+    return Sums.PAIRED if paired else Sums.EXACT
 
 
 def stage(op: str, x: QTensor, weight: QTensor, target: Target) -> Stage:
@@ -228,7 +244,8 @@ def _tiled(
     x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
     chosen = stage("linear", x, weight, target)
-    y = linear_product(x, pack(weight), bias, rounding, chosen).view(x.int_repr.dtype)
+    y = linear_product(x, pack(weight), bias, rounding, chosen, sums_of(x, target))
+    y = y.view(x.int_repr.dtype)
     return QTensor(y, rounding.scale, rounding.zero_point, None, x.dtype)
 
 

@@ -14,12 +14,13 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize, requantize_jit
-from refquant.kernels.convolve import matrix_product
+from refquant.kernels.accumulate import Sums
+from refquant.kernels.convolve import linear_sums, matrix_product
 from refquant.kernels.engines import check_symmetric
 from refquant.kernels.min_max import min_max_compiled
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
-from refquant.kernels.quantized_linear import check_operands, sums
+from refquant.kernels.quantized_linear import check_operands, sums, sums_of
 from refquant.kernels.requantize import Dynamic
 
 F32 = npt.NDArray[np.float32]
@@ -89,7 +90,7 @@ def reference(
     constants = form.constants(scale, weight.scale, 1.0, bias, channels)
     q = QTensor(form.quantize(x, scale, zero_point), scale, zero_point)
     results = y.reshape(-1, channels)
-    for part, total in sums(q, weight):
+    for part, total in sums(q, weight, target):
         results[part] = form.finish(total, constants)
     return y
 
@@ -143,6 +144,10 @@ def kernel(
     reduced = reduce_range and form.reduces_range
     scale, zero_point = qparams_of(rows, quint8, reduced, min_max_compiled)
     q = QUANTIZE[form.quantize](rows, scale, zero_point)
+    if sums_of(q, target) is not Sums.EXACT:
+        constants = form.constants(scale, weight.scale, 1.0, bias, channels)
+        y[...] = form.finish(linear_sums(q, packed, sums_of(q, target)), constants)
+        return y
     lanes = packed.lanes(form.constants, q, 1.0, None if form.rounds_each else bias)
     matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, "real", (0, 0, 0), y)
     if form.rounds_each:

@@ -124,7 +124,7 @@ def _exact(
     rounding = Rounding(scale, zero_point, *x.dtype.limits)
     q = np.empty((*x.shape[:-1], channels), x.int_repr.dtype)
     rows = q.reshape(-1, channels)
-    for part, total in quantized_linear.sums(x, weight):
+    for part, total in quantized_linear.sums(x, weight, target):
         with np.errstate(over="ignore", invalid="ignore"):
             real = bent(requantize.real_values(total, constants))
             steps = STEPS[x.dtype](real, constants.output)
@@ -183,7 +183,7 @@ def _tiled(
     slope: np.float32,
 ) -> QTensor:
     stage = quantized_linear.stage(op, x, weight, target)
-    total = linear_sums(x, quantized_linear.pack(weight))
+    total = linear_sums(x, quantized_linear.pack(weight), quantized_linear.sums_of(x, target))
     channels = total.shape[-1]
     constants = stage.constants(float(x.scale), weight.scale, scale, bias, channels)
     y = np.empty(total.shape, np.uint8)

@@ -12,9 +12,10 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize
-from refquant.kernels.convolve import matrix_product
+from refquant.kernels.accumulate import Sums
+from refquant.kernels.convolve import linear_sums, matrix_product
 from refquant.kernels.packing import Layout, PackedWeight
-from refquant.kernels.quantized_linear import check_operands, sums
+from refquant.kernels.quantized_linear import check_operands, sums, sums_of
 
 F32 = npt.NDArray[np.float32]
 ENGINES = {engine: requantize.LINEAR_DYNAMIC[engine] for engine in (Engine.FBGEMM, Engine.X86)}
@@ -74,7 +75,7 @@ def reference(
     q = QTensor(form.quantize(x, X_scale, X_zero_point), X_scale, X_zero_point)
     y = np.empty((*x.shape[:-1], channels), np.float32)
     results = y.reshape(-1, channels)
-    for part, total in sums(q, weight):
+    for part, total in sums(q, weight, target):
         results[part] = form.finish(total, constants)
     return y
 
@@ -122,6 +123,10 @@ def kernel(
     packed = pack(weight)
     y = np.empty((*x.shape[:-1], weight.shape[0]), np.float32)
     q = quantize_per_tensor.kernel(np.ascontiguousarray(x), X_scale, X_zero_point, quint8)
+    if sums_of(q, target) is not Sums.EXACT:
+        constants = form.constants(X_scale, weight.scale, 1.0, bias, weight.shape[0])
+        y[...] = form.finish(linear_sums(q, packed, sums_of(q, target)), constants)
+        return y
     lanes = packed.lanes(form.constants, q, 1.0, bias)
     rows = q.int_repr.reshape(-1, x.shape[-1])
     matrix_product(rows, packed, lanes, "real", (0, 0, 0), y)

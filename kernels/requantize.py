@@ -376,8 +376,22 @@ LINEAR_DYNAMIC: dict[Engine, Dynamic] = {
     Engine.QNNPACK: Dynamic(product_constants, real_values, rounds_each=True, reduces_range=False),
     Engine.ONEDNN: Dynamic(scaled_constants, real_values, quantize_as_onednn, rounds_each=True),
 }
-# Machines without VNNI add pairs of products in 16 bits; qnnpack multiplies in 32 bits.
+# Without VNNI their 8-bit products are added in pairs of 16 bits; qnnpack multiplies in 32 bits.
 _SATURATES = (Engine.FBGEMM, Engine.X86, Engine.ONEDNN)
+# isa default changes torch's own kernels only: fbgemm and oneDNN ask the processor.
+_WITHOUT_VNNI = (Isa.AVX512, Isa.AVX2)
+
+
+def saturates(target: Target) -> bool:
+    """Whether the machine adds products of bytes in pairs that saturate to 16 bits.
+
+    Examples
+    --------
+    >>> saturates(Target("fbgemm", "avx2")), saturates(Target("qnnpack", "avx2"))
+    (True, False)
+    """
+    return target.isa in _WITHOUT_VNNI and target.engine in _SATURATES
+
 
 R = TypeVar("R")
 
@@ -388,15 +402,9 @@ def stage_for(op: str, stages: Mapping[Engine, R], target: Target) -> R:
     Raises
     ------
     UnsupportedError
-        If the engine is not in ``stages``, or the sums of ``target.isa`` are not reproduced:
-        without VNNI fbgemm and oneDNN saturate pairs of products to 16 bits.
+        If the engine is not in ``stages``.
     """
     if target.engine not in stages:
         has = ", ".join(stages)
         raise UnsupportedError(f"{op}: no numerics for engine {target.engine!s}; it has {has}")
-    if target.isa is not Isa.AVX512_VNNI and target.engine in _SATURATES:
-        raise UnsupportedError(
-            f"{op}: isa {target.isa!s} saturates sums to 16 bits, which is not reproduced; "
-            f"use {Isa.AVX512_VNNI!s}"
-        )
     return stages[target.engine]

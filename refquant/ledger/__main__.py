@@ -18,7 +18,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from refquant.ir.errors import RefquantError, VerifyError
 from refquant.ir.target import Target
 from refquant.ir.types import DTYPES
-from refquant.ledger import check, page
+from refquant.ledger import check, oracle, page
 from refquant.ledger.cell import Cell
 from refquant.ledger.check import Outcome
 from refquant.ledger.draw import SAMPLERS
@@ -90,7 +90,6 @@ def _line(cell: Cell, outcome: Outcome, seed: int) -> str:
 def _write(folder: Path, found: dict[Cell, Outcome], seed: int) -> None:
     """Write both files, each whole or not at all."""
     from refquant.ir.file import whole_file
-    from refquant.ledger import oracle
     from refquant.machine import describe
 
     facts = describe()
@@ -120,6 +119,7 @@ def _reproduce(text: str, index: int, seed: int) -> int:
     variables = environment(cell.target.isa)
     if variables != dict(os.environ):  # torch reads them when it is loaded
         return subprocess.run([*_COMMAND, *sys.argv[1:]], env=variables, check=False).returncode
+    oracle.hide(cell.target.isa)
     cell, call = check.sample(cell, index, seed)
     print(f"{cell}, threads {cell.target.threads}, sample {index}, seed {seed}")
     for operand in call.operands:

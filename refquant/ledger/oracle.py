@@ -6,9 +6,11 @@ and bias are packed first, by the engine in force.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,26 @@ def torch_as(target: Target) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         engines.engine = before[1]
+
+
+# What libc10 knows of the processor: where these flags stand in its table.
+_FLAGS_OF_AVX512 = {0x1D: "avx512f", 0x21: "avx512dq", 0x22: "avx512bw", 0x23: "avx512vl"}
+_FLAG_OF_VNNI = 0x29
+
+
+def hide(isa: Isa) -> None:
+    """Let torch's libraries take this processor for one without VNNI, or without AVX512.
+
+    The environment does not reach all that ask: engine x86 when it packs a convolution, fbgemm's
+    groupwise kernels. Both read the table that this changes. To be called before the first
+    quantized operator.
+    """
+    hidden = {Isa.AVX512: (_FLAG_OF_VNNI,), Isa.AVX2: (_FLAG_OF_VNNI, *_FLAGS_OF_AVX512)}
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    library.cpuinfo_initialize()
+    flags = (ctypes.c_ubyte * 0x40).in_dll(library, "cpuinfo_isa")
+    for flag in hidden.get(isa, ()):
+        flags[flag] = 0
 
 
 def names() -> dict[str, list[str]]:

@@ -122,7 +122,7 @@ def linear(
     return Call((x, weight, bias), {"scale": scale, "zero_point": zero_point})
 
 
-KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast")
+KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast", "groupwise")
 
 
 def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, ...], Geometry]:
@@ -153,6 +153,12 @@ def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, .
             else:
                 kernel, padding = (*kernel[:-1], 8 - size), (*padding[:-1], (8 - size) // 2)
         return (outputs, 1, *kernel), Geometry(kernel, stride, padding, dilation, groups)
+    if kind == "groupwise":  # fbgemm has kernels of its own for these
+        each = int(rng.choice([2, 4, 8, 16]))
+        groups = int(rng.choice([8, 16, 24]))
+        stride = (int(rng.integers(1, 3)),) * rank
+        kernel = (3,) * rank
+        return (each * groups, each, *kernel), Geometry(kernel, stride, ones, ones, groups)
     stride = tuple(int(s) for s in rng.integers(1, 4, rank))
     dilation = tuple(int(d) for d in rng.choice([1, 1, 2], rank))
     if kind == "pointwise":
@@ -214,10 +220,8 @@ def convolution(
     seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
     weight_zero = weight_zero_points(weight, shape[0])
     if target.engine is Engine.FBGEMM and geometry.saturates(inputs, shape[0]):
-        repeated = np.repeat(seen, shape[0] // inputs, 1)
-        total = dot_saturating(repeated, zero, weight.int_repr.reshape(shape[0], -1), weight_zero)[
-            0
-        ]
+        factor = weight.int_repr.reshape(inputs, shape[0] // inputs, -1)
+        total = dot_saturating(seen, zero, factor, weight_zero)[0]
     else:
         factor = weight.int_repr.reshape(geometry.groups, -1, int(np.prod(shape[1:])))
         total = dot(seen.reshape(1, geometry.groups, -1), zero, factor, weight_zero)[0]
