@@ -24,7 +24,13 @@ class Sums(Enum):
 
     EXACT = "in int32"
     PAIRED = "pairs along K, padding included"
+    PAIRED_INSIDE = "pairs along K, padding left out"
     PAIRED_IN_TAPS = "pairs of inputs of one tap, padding left out"
+
+    @property
+    def leaves_out_padding(self) -> bool:
+        """Whether padding neither saturates nor counts; else it multiplies as the zero point."""
+        return self in (Sums.PAIRED_INSIDE, Sums.PAIRED_IN_TAPS)
 
 
 # Elements of one temporary: a float64 block takes 128 KB.

@@ -201,7 +201,7 @@ def convolution_sums(
         lanes = weight.lanes(None, x, 1.0, None)
         _run(x, weight, window, lanes, "sum", (0, 0, 0), y, sums is Sums.PAIRED)
     else:
-        _run_in_pairs(x, weight, window, sums is Sums.PAIRED_IN_TAPS, y)
+        _run_in_pairs(x, weight, window, sums, y)
     return np.moveaxis(y, -1, 1)
 
 
@@ -272,17 +272,13 @@ def _run(
         )
 
 
-def _run_in_pairs(
-    x: QTensor, weight: PackedWeight, window: Window, in_taps: bool, y: Array
-) -> None:
-    """Multiply in saturating pairs what each output of (N, C, ...) sees, image by image.
-
-    Padding is left out where pairs lie in taps; otherwise it multiplies as the zero point.
-    """
+def _run_in_pairs(x: QTensor, weight: PackedWeight, window: Window, sums: Sums, y: Array) -> None:
+    """Multiply in saturating pairs what each output of (N, C, ...) sees, image by image."""
     zero_point, groups = int(x.zero_point), weight.layout.groups
-    fill = 0 if in_taps else zero_point
+    in_taps = sums is Sums.PAIRED_IN_TAPS
+    fill = 0 if sums.leaves_out_padding else zero_point
     unseen = None
-    if in_taps and zero_point and y.size:
+    if sums.leaves_out_padding and zero_point and y.size:
         ones = np.ones((x.shape[1] // groups, *x.shape[2:]), np.uint8)
         unseen = 1 - _seen(ones, weight.layout._replace(groups=1), window, 0, in_taps)
     for image, total in zip(x.int_repr, y, strict=True):

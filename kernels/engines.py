@@ -21,8 +21,11 @@ Ints = tuple[int, ...]
 # x86: torch leaves convolutions with more groups to fbgemm's depthwise kernel.
 MOST_GROUPS = 100
 # oneDNN's vectors: int32 accumulators, and vector registers that a kernel has for them.
-_LANES = 16
-_REGISTERS = 30
+_LANES, _LANES_AVX2 = 16, 4
+_REGISTERS, _REGISTERS_AVX2 = 30, 14
+_BLOCKS, _BLOCKS_AVX2 = (16, 8, 4), (8, 4)
+# Memory of oneDNN's GEMM kernel, in bytes of all tensors, up to which it was always seen.
+_MOST_WORK, _TINY = 25, 64
 # Inputs times taps of a column, up to which oneDNN was seen to leave its usual kernels.
 _FEW = 18
 
@@ -100,6 +103,24 @@ def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bo
     return len(kernel) == 3 and groups > 1 and each == (1, 1) and max(dilation) > 1
 
 
+def is_left_to_reference(kernel: Ints, groups: int, each: Ints) -> bool:
+    """Whether oneDNN for AVX2 leaves a convolution to its reference, whose sums are exact.
+
+    Its one vector kernel takes groups of multiples of four channels and depthwise layers, those
+    in one and two dimensions. ``each`` is the number of input and of output channels in a group.
+
+    Examples
+    --------
+    >>> is_left_to_reference((3, 3), 4, (12, 6)), is_left_to_reference((3, 3), 1, (12, 9))
+    (True, False)
+    """
+    if groups == 1:
+        return False
+    if each == (1, 1):
+        return len(kernel) == 3
+    return any(n % _LANES_AVX2 for n in each)
+
+
 def is_small_group(inputs: int, kernel: Ints, padding: Ints, out: int, groups: int) -> bool:
     """Whether oneDNN may leave a grouped convolution to its GEMM kernel, or to its reference.
 
@@ -145,30 +166,72 @@ def divides(
         batched = not outside and not depthwise
     if batched and not grouped_by_four:
         return False
+    axes = (kernel, stride, padding, dilation, out)
+    return _is_refused(axes, groups, each, _BLOCKS, _REGISTERS)
+
+
+def is_left_to_product(
+    kernel: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    out: Ints,
+    groups: int,
+    each: Ints,
+) -> bool:
+    """Whether oneDNN for AVX2 leaves a transposed convolution to its GEMM kernel.
+
+    It divides by the output's scale; the vector kernel multiplies both scales before the sum.
+    """
+    axes = (kernel, stride, padding, dilation, out)
+    return _is_refused(axes, groups, each, _BLOCKS_AVX2, _REGISTERS_AVX2)
+
+
+def outgrows_memory(
+    sizes: Ints, out: Ints, kernel: Ints, images: int, inputs: int, each: int, threads: int
+) -> bool:
+    """Whether a transposed convolution may need more memory than oneDNN's GEMM kernel allows.
+
+    Then the reference takes its place. The bound, about 30 times the bytes of all tensors, was
+    measured, not found; shapes near it count as beyond. ``each`` is the number of inputs and of
+    outputs in a group.
+    """
+    taps, pixels = prod(kernel), prod(out)
+    work = 4 * each * (taps * prod(sizes) + pixels) * threads
+    tensors = inputs * (images * (prod(sizes) + pixels) + each * taps)
+    return tensors < _TINY or work > _MOST_WORK * tensors
+
+
+def _is_refused(
+    axes: tuple[Ints, ...], groups: int, each: Ints, sizes: Ints, registers: int
+) -> bool:
+    """Whether oneDNN's vector kernel for transposed convolutions does not take a shape.
+
+    ``axes`` are kernel, stride, padding, dilation and output, ``sizes`` the numbers of channels
+    that it takes at a time.
+    """
+    kernel, stride, padding, dilation, _ = axes
+    depthwise = groups > 1 and each == (1, 1)
     both = any(s > 1 and d > 1 for s, d in zip(stride, dilation, strict=True))
+    outside = is_outside(kernel, dilation, padding)
     if outside or both or (depthwise and len(kernel) == 3):
         return True
     blocks = 1
     if not depthwise:
-        block = _LANES
-        if groups > 1 and any(n % block for n in each):
-            block = 8 if all(n % 8 == 0 for n in each) else 4
-            if any(n % block for n in each):
-                return True
-        blocks = -(-each[1] // block)
-    return not _fits_in_registers(
-        kernel[-1], stride[-1], padding[-1], dilation[-1], out[-1], blocks
-    )
+        fitting = [size for size in sizes if groups == 1 or not any(n % size for n in each)]
+        if not fitting:
+            return True
+        blocks = -(-each[1] // fitting[0])
+    return not _fits_in_registers([values[-1] for values in axes], blocks, registers)
 
 
-def _fits_in_registers(
-    kernel: int, stride: int, padding: int, dilation: int, out: int, blocks: int
-) -> bool:
+def _fits_in_registers(row: list[int], blocks: int, registers: int) -> bool:
     """Whether all outputs next to an end of a row can be held in registers together."""
+    kernel, stride, padding, dilation, out = row
     together = min(4, blocks)
-    while together > 1 and (blocks % together or padding > _REGISTERS // (together + 1)):
+    while together > 1 and (blocks % together or padding > registers // (together + 1)):
         together -= 1
-    most = _REGISTERS // (together + 1)
+    most = registers // (together + 1)
     if out < most:
         return True
     reach = (kernel - 1) * dilation - padding

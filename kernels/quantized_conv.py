@@ -13,7 +13,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import (
@@ -29,6 +29,7 @@ from refquant.kernels.convolve import Window, convolve
 from refquant.kernels.engines import (
     check_symmetric,
     combines_scales,
+    is_left_to_reference,
     is_small_group,
     is_unseen,
     resolve,
@@ -233,7 +234,7 @@ def sums(
             else:
                 in_taps = way is Sums.PAIRED_IN_TAPS
                 inside = None
-                if in_taps:
+                if way.leaves_out_padding:
                     ones = np.ones((inputs // groups, *x.shape[2:]), np.uint8)
                     inside = in_pairs(windows(ones, part, *walk, 0), in_taps) > 0
                 pairs = in_pairs(split, in_taps), in_pairs(factor, in_taps)
@@ -264,11 +265,11 @@ def plan(
     """Return the output stage, and how products are added."""
     target = resolve(target, weight, geometry.groups, transposed=False)
     planner = requantize.stage_for(op, PLANS, target)
-    return planner(op, x.shape, weight, geometry, requantize.saturates(target))
+    return planner(op, x.shape, weight, geometry, target)
 
 
 def _plan_fbgemm(
-    op: str, shape: Ints, weight: QTensor, geometry: Geometry, saturates: bool
+    op: str, shape: Ints, weight: QTensor, geometry: Geometry, target: Target
 ) -> tuple[Stage, Sums]:
     depthwise = geometry.saturates(shape[1], weight.shape[0])
     out = geometry.out(shape[2:])
@@ -278,11 +279,12 @@ def _plan_fbgemm(
             f"{op}: torch's depthwise kernel corrupts memory where the output's depth or height "
             f"is below the padding, got {format_shape(out)} with padding={geometry.padding}"
         )
-    return requantize.FLOAT_BIAS, Sums.PAIRED if depthwise or saturates else Sums.EXACT
+    paired = depthwise or requantize.saturates(target)
+    return requantize.FLOAT_BIAS, Sums.PAIRED if paired else Sums.EXACT
 
 
 def _plan_qnnpack(
-    _op: str, shape: Ints, weight: QTensor, geometry: Geometry, _saturates: bool
+    _op: str, shape: Ints, weight: QTensor, geometry: Geometry, _target: Target
 ) -> tuple[Stage, Sums]:
     depthwise = geometry.groups == shape[1] == weight.shape[0]
     if depthwise and geometry.kernel == (3, 3, 3):
@@ -291,7 +293,7 @@ def _plan_qnnpack(
 
 
 def _plan_onednn(
-    op: str, shape: Ints, weight: QTensor, geometry: Geometry, saturates: bool
+    op: str, shape: Ints, weight: QTensor, geometry: Geometry, target: Target
 ) -> tuple[Stage, Sums]:
     kernel, stride, padding, dilation, groups = geometry
     check_symmetric(op, weight)
@@ -313,10 +315,30 @@ def _plan_onednn(
             f"{op}: which of its kernels oneDNN takes is not known for results of width 1 with "
             f"groups={groups}, {shape[1]} inputs and kernel {kernel}; use engine fbgemm"
         )
-    way = Sums.PAIRED_IN_TAPS if saturates else Sums.EXACT
+    return ONEDNN_KERNELS.get(target.isa, _usual_kernels)(kernel, dilation, groups, each)
+
+
+def _usual_kernels(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> tuple[Stage, Sums]:
     if combines_scales(kernel, dilation, groups, each):
-        return requantize.CONVOLUTION_COMBINED, way
-    return requantize.CONVOLUTION_SCALED, way
+        return requantize.CONVOLUTION_COMBINED, Sums.EXACT
+    return requantize.CONVOLUTION_SCALED, Sums.EXACT
+
+
+def _avx512_kernels(kernel: Ints, _dilation: Ints, groups: int, each: Ints) -> tuple[Stage, Sums]:
+    """Return what oneDNN does with AVX512 alone: GEMM for depthwise layers in 3-D."""
+    if groups > 1 and each == (1, 1) and len(kernel) == 3:
+        return requantize.CONVOLUTION_COMBINED, Sums.PAIRED_INSIDE
+    return requantize.CONVOLUTION_SCALED, Sums.PAIRED_IN_TAPS
+
+
+def _avx2_kernels(kernel: Ints, _dilation: Ints, groups: int, each: Ints) -> tuple[Stage, Sums]:
+    if is_left_to_reference(kernel, groups, each):
+        return requantize.CONVOLUTION_DIVIDED, Sums.EXACT
+    return requantize.CONVOLUTION_COMBINED, Sums.PAIRED_IN_TAPS
+
+
+# How oneDNN rounds and adds on machines without VNNI.
+ONEDNN_KERNELS = {Isa.AVX512: _avx512_kernels, Isa.AVX2: _avx2_kernels}
 
 
 # How each engine rounds, by shape; x86 is one of the others.

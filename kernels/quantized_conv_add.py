@@ -117,12 +117,13 @@ def _exact(
     channels = weight.shape[0]
     constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     y = empty_channels_last((x.shape[0], channels, *geometry.out(x.shape[2:])), np.uint8)
+    step = np.divide if requantize.divides(stage) else np.multiply
     for image, part, total in quantized_conv.sums(x, weight, geometry, way):
         pixels = accumulator.int_repr[image].reshape(channels, -1).T[part]
         shifted = pixels.astype(np.float32) - np.float32(accumulator.zero_point)
         with np.errstate(over="ignore", invalid="ignore"):
             real = fma(shifted, _inverted(accumulator), requantize.real_values(total, constants))
-            steps = real * constants.output
+            steps = step(real, constants.output)
         rows = np.moveaxis(y[image], 0, -1).reshape(-1, channels)
         rows[part] = requantize.round_clamped(steps, rounding)
     return QTensor(y, rounding.scale, rounding.zero_point)
@@ -208,6 +209,7 @@ def _tiled(
         constants.factor,
         constants.multiplier,
         constants.output,
+        requantize.divides(stage),
         np.float32(accumulator.zero_point),
         _inverted(accumulator),
         (np.float32(zero_point), np.float32(low), np.float32(high)),

@@ -12,12 +12,19 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, Sums, blocks, dot_saturating
 from refquant.kernels.convolve import Window, convolve
-from refquant.kernels.engines import check_symmetric, divides, leaves_gaps, resolve
+from refquant.kernels.engines import (
+    check_symmetric,
+    divides,
+    is_left_to_product,
+    leaves_gaps,
+    outgrows_memory,
+    resolve,
+)
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_conv import check_axes, check_map, check_out, in_pairs
@@ -140,8 +147,7 @@ def reference(
                     total = _scatter(rows, int(x.zero_point), exact, geometry, out)
                 else:
                     zeros = int(x.zero_point), shift[part]
-                    in_taps = way is Sums.PAIRED_IN_TAPS
-                    total = _gather_pairs(rows, zeros, factor, geometry, out, in_taps)
+                    total = _gather_pairs(rows, zeros, factor, geometry, out, way)
                 live = slice(group * each + part.start, group * each + part.stop)
                 q = stage.finish(total, constants.of(live), rounding)
                 y[image, live] = np.moveaxis(q, -1, 0)
@@ -175,7 +181,7 @@ def _gather_pairs(
     weight: Array,
     geometry: Geometry,
     out: Ints,
-    in_taps: bool,
+    way: Sums,
 ) -> npt.NDArray[np.int32]:
     """Return saturating sums (*out, channels) of one image (..., inputs) and one group.
 
@@ -196,9 +202,10 @@ def _gather_pairs(
         seen[..., number] = np.where(hit[:, np.newaxis], rows[near], zero_points[0])
         inside[..., number] = hit[:, np.newaxis]
     factor = weight.reshape(rows.shape[-1], -1, weight.shape[-1]).transpose(2, 0, 1)
+    in_taps = way is Sums.PAIRED_IN_TAPS
     feed, some = (in_pairs(part, in_taps)[:, np.newaxis] for part in (seen, inside))
     matrix = in_pairs(factor, in_taps)[np.newaxis]
-    left_out = some[:, 0] if in_taps else None
+    left_out = some[:, 0] if way.leaves_out_padding else None
     total = dot_saturating(feed, zero_points[0], matrix, zero_points[1], left_out)
     return total.reshape(*out, -1)
 
@@ -213,8 +220,7 @@ def plan(
     extra = geometry.output_padding
     target = resolve(target, weight, groups, transposed=True, output_padding=extra)
     planner = requantize.stage_for(op, PLANS, target)
-    way = SUMS[target.engine] if requantize.saturates(target) else Sums.EXACT
-    return planner(op, x, weight, geometry, groups), way
+    return planner(op, x, weight, geometry, groups, target)
 
 
 def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
@@ -224,7 +230,9 @@ def _check_per_tensor(op: str, engine: Engine, weight: QTensor) -> None:
         )
 
 
-def _plan_fbgemm(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+def _plan_fbgemm(
+    op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int, target: Target
+) -> tuple[Stage, Sums]:
     _check_per_tensor(op, Engine.FBGEMM, weight)
     inputs, outputs = weight.shape[:2]
     if groups == 1 and _is_undefined(geometry, inputs, outputs):
@@ -232,10 +240,12 @@ def _plan_fbgemm(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, grou
             f"{op}: torch 2.13's fbgemm computes kernel {geometry.kernel} with {inputs} to "
             f"{outputs} channels wrongly and cannot unpack its weight; its results are not defined"
         )
-    return requantize.FLOAT_BIAS
+    return requantize.FLOAT_BIAS, Sums.PAIRED if requantize.saturates(target) else Sums.EXACT
 
 
-def _plan_qnnpack(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+def _plan_qnnpack(
+    op: str, _x: QTensor, weight: QTensor, geometry: Geometry, groups: int, _target: Target
+) -> tuple[Stage, Sums]:
     if len(geometry.kernel) == 3:
         raise UnsupportedError(
             f"{op}: under qnnpack torch's three-dimensional form reads memory that it did not "
@@ -246,10 +256,12 @@ def _plan_qnnpack(op: str, _x: QTensor, weight: QTensor, geometry: Geometry, gro
             f"{op}: with groups={groups} qnnpack reads past the scales of a weight quantized per "
             "channel; use one per tensor"
         )
-    return requantize.INTEGER_BIAS
+    return requantize.INTEGER_BIAS, Sums.EXACT
 
 
-def _plan_onednn(op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int) -> Stage:
+def _plan_onednn(
+    op: str, x: QTensor, weight: QTensor, geometry: Geometry, groups: int, target: Target
+) -> tuple[Stage, Sums]:
     check_symmetric(op, weight)
     _check_per_tensor(op, Engine.ONEDNN, weight)
     kernel, stride, padding, extra, dilation = geometry
@@ -262,15 +274,26 @@ def _plan_onednn(op: str, x: QTensor, weight: QTensor, geometry: Geometry, group
             f"outputs as inputs, got {each[0]} to {each[1]}; use engine fbgemm"
         )
     out = geometry.out(x.shape[2:])
-    if divides(kernel, stride, padding, dilation, out, groups, each):
-        return requantize.CONVOLUTION_DIVIDED
+    saturates = requantize.saturates(target)
+    way = Sums.PAIRED_IN_TAPS if saturates else Sums.EXACT
+    refused = is_left_to_product if target.isa is Isa.AVX2 else divides
+    if refused(kernel, stride, padding, dilation, out, groups, each):
+        memory = (x.shape[2:], out, kernel, x.shape[0], x.shape[1], each[0], target.threads)
+        if saturates and each[0] > 1 and outgrows_memory(*memory):
+            raise UnsupportedError(
+                f"{op}: whether oneDNN's GEMM kernel, which saturates, has memory enough for maps "
+                f"{format_shape(x.shape)} under kernel {kernel} is not known; use engine fbgemm"
+            )
+        return requantize.CONVOLUTION_DIVIDED, way
     if x.zero_point != 0 and leaves_gaps(kernel, stride, dilation):
         raise UnsupportedError(
             f"{op}: oneDNN reads memory that it did not write where two rows or planes see no "
             f"input, got stride={stride} for kernel {kernel} with dilation={dilation} and input "
             f"zero point {x.zero_point}"
         )
-    return requantize.CONVOLUTION_SCALED
+    if target.isa is Isa.AVX2:
+        return requantize.CONVOLUTION_COMBINED, way
+    return requantize.CONVOLUTION_SCALED, way
 
 
 # How each engine rounds, by shape; x86 is one of the others.
@@ -279,9 +302,6 @@ PLANS = {
     Engine.QNNPACK: _plan_qnnpack,
     Engine.ONEDNN: _plan_onednn,
 }
-
-# How each engine adds products on machines without VNNI.
-SUMS = {Engine.FBGEMM: Sums.PAIRED, Engine.ONEDNN: Sums.PAIRED_IN_TAPS}
 
 
 def infer(

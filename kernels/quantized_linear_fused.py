@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,6 @@ from refquant.kernels.elementary import tanh_glibc
 from refquant.kernels.requantize import Rounding
 
 F32 = npt.NDArray[np.float32]
-# What turns real values into steps, by dtype; qint8 runs on another kernel of oneDNN.
-STEPS: dict[Any, Any] = {quint8: np.multiply, qint8: np.divide}
 
 
 def reference(
@@ -124,10 +121,11 @@ def _exact(
     rounding = Rounding(scale, zero_point, *x.dtype.limits)
     q = np.empty((*x.shape[:-1], channels), x.int_repr.dtype)
     rows = q.reshape(-1, channels)
+    step = np.divide if requantize.divides(stage) else np.multiply
     for part, total in quantized_linear.sums(x, weight, target):
         with np.errstate(over="ignore", invalid="ignore"):
             real = bent(requantize.real_values(total, constants))
-            steps = STEPS[x.dtype](real, constants.output)
+            steps = step(real, constants.output)
             rows[part] = requantize.round_clamped(steps, rounding)
     return QTensor(q, scale, zero_point, None, x.dtype)
 
@@ -190,7 +188,7 @@ def _tiled(
     limits = tuple(map(np.float32, (zero_point, *x.dtype.limits)))
     loop(
         *(total.reshape(-1, channels), constants.addend, constants.factor, constants.multiplier),
-        *(constants.output, x.dtype == qint8, slope, limits, y.reshape(-1, channels)),
+        *(constants.output, requantize.divides(stage), slope, limits, y.reshape(-1, channels)),
     )
     return QTensor(y.view(x.int_repr.dtype), scale, zero_point, None, x.dtype)
 

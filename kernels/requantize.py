@@ -248,6 +248,14 @@ def scaled_convolution_constants(
     return _scaled(twice_inverted(input_scale), factor, scale, bias, channels)
 
 
+def combined_linear_constants(
+    input_scale: float, weight_scale: Scale, scale: float, bias: F32 | None, channels: int
+) -> Constants:
+    """Return oneDNN's constants of a linear on its GEMM kernel: one product of both scales."""
+    factor = twice_inverted(input_scale) * twice_inverted(weight_scale)
+    return _scaled(1.0, factor, scale, bias, channels)
+
+
 def combined_constants(
     input_scale: float, weight_scale: Scale, scale: float, bias: F32 | None, channels: int
 ) -> Constants:
@@ -318,6 +326,7 @@ FLOAT_BIAS = Stage(float_bias_constants, finish_fused)
 INTEGER_BIAS = Stage(integer_bias_constants, finish_fused)
 INTEGER_BIAS_WIDE = Stage(integer_bias_constants, finish_wide, loop=requantize_jit.requantize_wide)
 SCALED = Stage(scaled_constants, finish_scaled, "scaled")
+COMBINED = Stage(combined_linear_constants, finish_scaled, "scaled")
 DIVIDED = Stage(divided(scaled_constants), finish_divided, loop=requantize_jit.requantize_divided)
 CONVOLUTION_SCALED = Stage(scaled_convolution_constants, finish_scaled, "scaled")
 CONVOLUTION_COMBINED = Stage(combined_constants, finish_scaled, "scaled")
@@ -376,10 +385,24 @@ LINEAR_DYNAMIC: dict[Engine, Dynamic] = {
     Engine.QNNPACK: Dynamic(product_constants, real_values, rounds_each=True, reduces_range=False),
     Engine.ONEDNN: Dynamic(scaled_constants, real_values, quantize_as_onednn, rounds_each=True),
 }
+# What oneDNN has for AVX2 instead: its GEMM kernel, for quint8 and qint8.
+_LINEAR_OF_GEMM: dict[Any, Any] = {
+    LINEAR[Engine.ONEDNN]: COMBINED,
+    LINEAR_OF_SIGNED[Engine.ONEDNN]: COMBINED,
+    LINEAR_DYNAMIC[Engine.ONEDNN]: LINEAR_DYNAMIC[Engine.ONEDNN]._replace(
+        constants=combined_linear_constants
+    ),
+}
+
 # Without VNNI their 8-bit products are added in pairs of 16 bits; qnnpack multiplies in 32 bits.
 _SATURATES = (Engine.FBGEMM, Engine.X86, Engine.ONEDNN)
 # isa default changes torch's own kernels only: fbgemm and oneDNN ask the processor.
 _WITHOUT_VNNI = (Isa.AVX512, Isa.AVX2)
+
+
+def divides(stage: Stage) -> bool:
+    """Whether the stage divides by the output's scale instead of multiplying."""
+    return stage.finish is finish_divided
 
 
 def saturates(target: Target) -> bool:
@@ -407,4 +430,7 @@ def stage_for(op: str, stages: Mapping[Engine, R], target: Target) -> R:
     if target.engine not in stages:
         has = ", ".join(stages)
         raise UnsupportedError(f"{op}: no numerics for engine {target.engine!s}; it has {has}")
-    return stages[target.engine]
+    chosen: R = stages[target.engine]
+    if target.engine is Engine.ONEDNN and target.isa is Isa.AVX2:
+        chosen = _LINEAR_OF_GEMM.get(chosen, chosen)
+    return chosen

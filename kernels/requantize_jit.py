@@ -146,6 +146,7 @@ def requantize_added(
     factor: Array,
     multiplier: Array,
     output: np.float32,
+    divides: bool,
     other_zero: np.float32,
     other_scale: np.float32,
     limits: tuple[Any, Any, Any],
@@ -156,4 +157,4 @@ def requantize_added(
         for c in range(total.shape[1]):
             real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
             shifted = np.float32(np.float32(other[row, c]) - other_zero)
-            y[row, c] = _rounded(fma(shifted, other_scale, real), output, False, limits)
+            y[row, c] = _rounded(fma(shifted, other_scale, real), output, divides, limits)

@@ -27,7 +27,7 @@ NAMES = (
 CELLS = [
     Cell(name, Target(engine, isa), float32 if name.endswith("dynamic") else quint8)
     for isa in (Isa.AVX512, Isa.AVX2)
-    for engine in (Engine.FBGEMM, Engine.X86)
+    for engine in (Engine.FBGEMM, Engine.X86, Engine.ONEDNN)
     for name in NAMES
 ]
 

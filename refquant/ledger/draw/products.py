@@ -63,9 +63,10 @@ def linear_dynamic(rng: Rng, cell: Cell, size: int) -> Call:
 
 def convolution(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     """Draw a convolution of any kind, those with many groups among them."""
-    kind = str(rng.choice(KINDS[rank]))
-    per_channel, with_bias = rng.random(2) < 0.5
     engine = str(cell.target.engine)
+    kinds = KINDS[rank] + (("groupwise",) if engine in ("fbgemm", "x86") else ())
+    kind = str(rng.choice(kinds))
+    per_channel, with_bias = rng.random(2) < 0.5
     call = weighted.convolution(
         rng, kind, rank, per_channel, with_bias, symmetric(rng, cell), engine, size
     )

@@ -122,7 +122,7 @@ def linear(
     return Call((x, weight, bias), {"scale": scale, "zero_point": zero_point})
 
 
-KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast", "groupwise")
+KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast")
 
 
 def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, ...], Geometry]:
