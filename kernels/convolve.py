@@ -280,13 +280,13 @@ def _run_in_pairs(x: QTensor, weight: PackedWeight, window: Window, sums: Sums, 
     unseen = None
     if sums.leaves_out_padding and zero_point and y.size:
         ones = np.ones((x.shape[1] // groups, *x.shape[2:]), np.uint8)
-        unseen = 1 - _seen(ones, weight.layout._replace(groups=1), window, 0, in_taps)
+        unseen = 1 - seen_rows(ones, weight.layout._replace(groups=1), window, 0, in_taps)
     for image, total in zip(x.int_repr, y, strict=True):
-        rows = _seen(image, weight.layout, window, fill, in_taps)
+        rows = seen_rows(image, weight.layout, window, fill, in_taps)
         _multiply_rows(rows, x, weight, in_taps, total, unseen)
 
 
-def _seen(image: Array, layout: Layout, window: Window, fill: int, in_taps: bool) -> Bytes:
+def seen_rows(image: Array, layout: Layout, window: Window, fill: int, in_taps: bool) -> Bytes:
     """Return what each output of one image sees, (outputs, groups, K), in the weight's order."""
     kernel, stride, dilation, lead, spread, out = window
     spans = zip(out, stride, dilation, kernel, strict=True)

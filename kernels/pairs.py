@@ -69,3 +69,27 @@ def multiply_pairs(
                         at = 2 * (group * pairs + k // 2) * channels + k % 2
                         for c in range(channels):
                             total[c] += zero_point * np.int32(weight[at + 2 * c])
+
+
+@jit
+def count_saturated(
+    x: Array, weight: Array, groups: int, pairs: int, channels: int, counts: Array
+) -> None:
+    """Add to ``counts`` how many pairs saturate, and how many outputs have such a pair.
+
+    ``x`` and ``weight`` are those of :func:`multiply_pairs`.
+    """
+    hits = np.zeros(channels, np.int64)
+    for row in range(x.size // (2 * groups * pairs)):
+        for group in range(groups):
+            hits[:] = 0
+            for pair in range(pairs):
+                at = 2 * ((row * groups + group) * pairs + pair)
+                first, second = np.int32(x[at]), np.int32(x[at + 1])
+                begin = 2 * (group * pairs + pair) * channels
+                for c in range(channels):
+                    product = first * np.int32(weight[begin + 2 * c])
+                    product += second * np.int32(weight[begin + 2 * c + 1])
+                    hits[c] += product > 32767 or product < -32768
+            counts[0] += hits.sum()
+            counts[1] += np.count_nonzero(hits)

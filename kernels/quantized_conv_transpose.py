@@ -52,6 +52,13 @@ class Geometry(NamedTuple):
             for n, k, s, p, extra, d in zip(sizes, *self, strict=True)
         )
 
+    def window(self, sizes: Ints) -> Window:
+        """Return how outputs look at the spread input, through the flipped kernel."""
+        kernel, stride, padding, _, dilation = self
+        axes = zip(kernel, padding, dilation, strict=True)
+        lead = tuple(d * (k - 1) - p for k, p, d in axes)
+        return Window(kernel, (1,) * len(kernel), dilation, lead, stride, self.out(sizes))
+
 
 def reference(
     x: QTensor,
@@ -377,10 +384,8 @@ def kernel(
     """Compute :func:`reference` as a convolution of the spread input with the flipped kernel."""
     geometry = Geometry(weight.shape[2:], stride, padding, output_padding, dilation)
     stage, way = plan("conv_transpose", x, weight, geometry, groups, target)
-    taps, out = geometry.kernel, geometry.out(x.shape[2:])
     packed = pack(weight, dilation=dilation, groups=groups)
-    lead = tuple(d * (k - 1) - p for k, p, d in zip(taps, padding, dilation, strict=True))
-    window = Window(taps, (1,) * len(taps), dilation, lead, stride, out)
+    window = geometry.window(x.shape[2:])
     y = convolve(x, packed, bias, window, Rounding(scale, zero_point), stage, way)
     return QTensor(y, scale, zero_point)
 

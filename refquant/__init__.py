@@ -98,6 +98,7 @@ _FUNCTIONS = {
     ),
     **dict.fromkeys(("QConfig", "get_default_qconfig", "get_default_qat_qconfig"), "qconfig"),
     "GraphModule": "graph_module",
+    "saturation_report": "saturation",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``refquant demo | show | import | run | compare | doctor``."""
+"""The command line: ``refquant demo | show | import | run | compare | saturation | doctor``."""
 
 from __future__ import annotations
 
@@ -229,6 +229,36 @@ def compare(
         for report in reports:
             print(report)
     if not all(report.bit_exact for report in reports):
+        raise SystemExit(1)
+
+
+@app.command()
+def saturation(
+    source: Annotated[
+        str, typer.Argument(help=".rq file, module.py:factory or saved GraphModule.")
+    ],
+    input_: Annotated[
+        list[str] | None, typer.Option("--input", help="A .npy file for each input.")
+    ] = None,
+    engine: Engine = "fbgemm/avx2",
+    json_: Json = False,
+    shape: Shapes = None,
+) -> None:
+    """Tell which int8 layers saturate in 16 bits: a proof, and with inputs a count.
+
+    Exit code 1 if a layer is not proven safe.
+    """
+    from refquant.saturation import saturation_report
+    from refquant.sources import read_inputs
+
+    graph = _graph_of(source, shape, str(Target.parse(engine)))
+    inputs = read_inputs(input_, graph, 1) if input_ else None
+    report = saturation_report(graph, inputs, engine)
+    if json_:
+        _emit(report.as_dict())
+    else:
+        print(report)
+    if not report.safe:
         raise SystemExit(1)
 
 
