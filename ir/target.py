@@ -38,8 +38,9 @@ class Target:
     engine : Engine or str
         Back end of the int8 operators.
     isa : Isa or str
-        ``avx512_vnni`` and ``avx512`` differ in fbgemm's saturation only; ``default`` is
-        torch without vector kernels (``ATEN_CPU_CAPABILITY=default``).
+        ``avx512`` and ``avx2`` are without VNNI: fbgemm's and oneDNN's sums of products saturate
+        in pairs. ``default`` is torch without vector kernels (``ATEN_CPU_CAPABILITY=default``),
+        its libraries keep theirs.
     threads : int, >= 1
         ``torch.get_num_threads()``; it moves the scalar tails of pointwise kernels above
         32,768 elements.

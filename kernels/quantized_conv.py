@@ -129,7 +129,16 @@ def reference(
     inverted twice. Dilated depthwise convolutions in three dimensions run on a kernel that
     multiplies the two scales first: ``float(acc) * (s_x' * s_w) + bias``.
 
-    **x86** is onednn for up to 100 groups and weight zero points 0, otherwise fbgemm.
+    **x86** is onednn for up to 100 groups and weight zero points 0, otherwise fbgemm; without
+    VNNI it is always fbgemm.
+
+    **Without VNNI** (``target.isa`` avx512 or avx2; not qnnpack) every layer saturates in pairs.
+    fbgemm's are neighbours in reading order of the taps, in each tap the inputs of the group, and
+    an odd number of inputs makes pairs across taps; padding multiplies as :math:`z_x`. oneDNN's
+    are inputs of one tap, an odd one alone, and padding is left out. Two of its kernels differ:
+    GEMM (depthwise in 3-D under avx512) pairs taps and leaves out padding; the reference (avx2:
+    groups whose channels are no multiples of four, depthwise in 3-D) is exact and divides by
+    ``s'``. The others under avx2 multiply the two scales first.
 
     Parameters
     ----------
@@ -158,8 +167,7 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni (but under qnnpack): other machines saturate all
-        sums to 16 bits. Also where torch's result is not defined: for fbgemm's depthwise kernel
+        Where torch's result is not defined: for fbgemm's depthwise kernel
         in 3-D if the output's depth or height is below the padding, because it writes past its
         memory there; under onednn if along the last axis every output lies in the padding, which
         gives wrong results or ends the process, and if a group has one input and several output

@@ -89,7 +89,12 @@ def reference(
     paddings as long as the dilated kernel (``engines.divides`` has the whole rule).
 
     **x86** is onednn for up to 100 groups, weight zero points 0 and no output padding, otherwise
-    fbgemm.
+    fbgemm; without VNNI it is always fbgemm.
+
+    **Without VNNI** products saturate in pairs as in ``quantized::conv2d``: fbgemm's in reading
+    order of the kernel, where taps without input multiply as :math:`z_x`; oneDNN's within a tap.
+    Under avx2 oneDNN's vector kernel multiplies the two scales first; what it refuses
+    (``engines.is_left_to_product``) is divided by ``s'``.
 
     Parameters
     ----------
@@ -118,7 +123,7 @@ def reference(
     VerifyError
         If shapes, dtypes or attributes do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni (but under qnnpack) or the engine does not take the
+        If the engine does not take the
         weight's quantization or the output padding. Also where torch's result is not defined:
         under fbgemm with a 2-d kernel of height 2 and width 1 to 6, stride 1 or 2, no padding or
         dilation, one group and channels divisible by 8, where torch 2.13.0 takes a path that
@@ -126,6 +131,8 @@ def reference(
         unpack the weight; under onednn with other numbers of inputs and outputs in a group, where
         it gets the weight in the wrong order, and, unless the input's zero point is 0, if two
         neighbouring rows or planes of the result see no input; under qnnpack in three dimensions.
+        Under onednn without VNNI, if its GEMM kernel may lack memory
+        (``engines.outgrows_memory``).
 
     Examples
     --------

@@ -68,6 +68,12 @@ def reference(
     float64, and ``1 / f32(1 / f32(s_w))`` for a weight quantized per channel. A qint8 input is
     multiplied by another kernel of oneDNN, which divides by ``s'`` instead; the result is qint8.
 
+    **Without VNNI** (``target.isa`` avx512 or avx2; not qnnpack) products of raw bytes are added
+    in pairs of neighbours along K that saturate to int16, and the zero points are taken out
+    afterwards; see ``accumulate.dot_saturating``. A qint8 input does not saturate. Under avx2
+    oneDNN multiplies by its GEMM kernel: ``float(sum) * (s_x' * s_w') + bias``, then by
+    ``1 / s'`` for both dtypes.
+
     Parameters
     ----------
     x : quint8 (..., K), rank >= 2
@@ -91,8 +97,7 @@ def reference(
     VerifyError
         If shapes, dtypes or quantization parameters do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni under fbgemm, x86 or onednn: other machines saturate
-        sums to 16 bits. If the engine does not take the dtype or the weight's zero points.
+        If the engine does not take the dtype or the weight's zero points.
 
     Notes
     -----

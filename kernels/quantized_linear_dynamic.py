@@ -47,6 +47,9 @@ def reference(
     zero point to ``x / s_x`` in float32 before it rounds, and computes ``float(acc) * s_x' * s_w'
     + bias`` with a rounding at each step and the scales of its ``quantized::linear``.
 
+    Without VNNI pairs of products saturate as in ``quantized::linear``; not with
+    ``reduce_range``, for two products of 128 fit.
+
     Parameters
     ----------
     x : float32 (..., K), rank >= 2
@@ -68,8 +71,7 @@ def reference(
     VerifyError
         If shapes or dtypes do not fit, or ``x`` holds NaN or infinity.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni under fbgemm, x86 or onednn: other machines saturate
-        sums to 16 bits.
+        Under onednn, if a weight zero point is not 0.
 
     Notes
     -----

@@ -60,7 +60,7 @@ def reference(
     VerifyError
         If shapes, dtypes or quantization parameters do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni or a weight zero point is not 0.
+        If a weight zero point is not 0.
 
     Notes
     -----

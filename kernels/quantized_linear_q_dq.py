@@ -57,7 +57,7 @@ def reference(
     VerifyError
         If shapes, dtypes or quantization parameters do not fit.
     UnsupportedError
-        If ``target.isa`` is not avx512_vnni: other machines saturate sums to 16 bits.
+        If the engine is neither fbgemm nor x86.
 
     Notes
     -----

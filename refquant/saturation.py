@@ -154,7 +154,7 @@ def _row(layer: Layer) -> list[str]:
         (first, second), (a, b) = layer.worst.weights, layer.worst.activations
         verdict = (
             f"{a}*{first} + {b}*{second} = {layer.worst.sum} in channel {layer.worst.channel}; "
-            f"safe up to {layer.largest}, -{layer.bits} bit"
+            f"safe up to {layer.largest} (give up {layer.bits} bit)"
         )
     return [layer.node, layer.op, f"{layer.low}..{layer.high}", verdict]
 
@@ -222,8 +222,8 @@ def saturation_report(
     >>> print(report)
     fbgemm/avx2/threads=1: some layers can saturate
     layer  op                 activations  verdict
-    y      quantized::linear  0..255       255*127 + 255*2 = 32895 in channel 0; safe up to 254, \
--1 bit
+    y      quantized::linear  0..255       255*127 + 255*2 = 32895 in channel 0; safe up to 254 \
+(give up 1 bit)
     >>> saturation_report(graph, target="fbgemm").safe
     True
     >>> feed = QTensor(np.uint8([[255, 255], [255, 0]]), 1.0, 0)
