@@ -103,6 +103,21 @@ def combines_scales(kernel: Ints, dilation: Ints, groups: int, each: Ints) -> bo
     return len(kernel) == 3 and groups > 1 and each == (1, 1) and max(dilation) > 1
 
 
+def loses_zero_point(kernel: Ints, padding: Ints, groups: int, each: Ints) -> bool:
+    """Whether oneDNN for VNNI leaves out the input's zero point in some rows of a depthwise layer.
+
+    Seen with kernels of height (and depth) 1, padding along these axes but not along the last,
+    and groups in multiples of 16; not for every stride and dilation.
+
+    Examples
+    --------
+    >>> loses_zero_point((1, 3), (1, 0), 16, (1, 1)), loses_zero_point((1, 3), (1, 1), 16, (1, 1))
+    (True, False)
+    """
+    beside = set(kernel[:-1]) == {1} and any(padding[:-1]) and padding[-1] == 0
+    return beside and groups % _LANES == 0 and each == (1, 1)
+
+
 def is_left_to_reference(kernel: Ints, groups: int, each: Ints) -> bool:
     """Whether oneDNN for AVX2 leaves a convolution to its reference, whose sums are exact.
 

@@ -32,6 +32,7 @@ from refquant.kernels.engines import (
     is_left_to_reference,
     is_small_group,
     is_unseen,
+    loses_zero_point,
     resolve,
 )
 from refquant.kernels.layout import empty_channels_last
@@ -171,8 +172,9 @@ def reference(
         in 3-D if the output's depth or height is below the padding, because it writes past its
         memory there; under onednn if along the last axis every output lies in the padding, which
         gives wrong results or ends the process, and if a group has one input and several output
-        channels, where some shapes give wrong sums; and for small groups that make maps of width
-        1 with kernels of width 1, where oneDNN's choice of a kernel is not known.
+        channels, where some shapes give wrong sums; for some depthwise layers with kernels of
+        height (and depth) 1 (``engines.loses_zero_point``); and for small groups that make maps
+        of width 1 with kernels of width 1, where oneDNN's choice of a kernel is not known.
 
     Examples
     --------
@@ -224,30 +226,33 @@ def sums(
     x: QTensor, weight: QTensor, geometry: Geometry, way: Sums
 ) -> Iterator[tuple[int, slice, npt.NDArray[np.int32]]]:
     """Yield an image, some of its output pixels and their sums (pixels, channels)."""
+    channels, out = weight.shape[0], geometry.out(x.shape[2:])
+    size = BLOCK // max(x.shape[1] * int(np.prod(geometry.kernel)), channels)
+    for image in range(x.shape[0]):
+        for part in blocks(int(np.prod(out)), size):
+            yield image, part, pixel_sums(x, weight, geometry, way, image, part)
+
+
+def pixel_sums(
+    x: QTensor, weight: QTensor, geometry: Geometry, way: Sums, image: int, part: slice
+) -> npt.NDArray[np.int32]:
+    """Return the sums (pixels, channels) of some output pixels of an image."""
     kernel, stride, padding, dilation, groups = geometry
-    images, inputs = x.shape[:2]
-    channels = weight.shape[0]
-    out, zero = geometry.out(x.shape[2:]), int(x.zero_point)
+    inputs, channels, zero = x.shape[1], weight.shape[0], int(x.zero_point)
     factor = weight.int_repr.reshape(groups, channels // groups, inputs // groups, -1)
     weight_zero = weight_zero_points(weight, channels)
-    size = BLOCK // max(inputs * int(np.prod(kernel)), channels)
-    walk = (out, kernel, stride, padding, dilation)
-    for image in range(images):
-        for part in blocks(int(np.prod(out)), size):
-            seen = windows(x.int_repr[image], part, *walk, zero)
-            split = seen.reshape(len(seen), groups, inputs // groups, -1)
-            if way is Sums.EXACT:
-                flat = factor.reshape(groups, channels // groups, -1)
-                total = dot(split.reshape(*split.shape[:2], -1), zero, flat, weight_zero)
-            else:
-                in_taps = way is Sums.PAIRED_IN_TAPS
-                inside = None
-                if way.leaves_out_padding:
-                    ones = np.ones((inputs // groups, *x.shape[2:]), np.uint8)
-                    inside = in_pairs(windows(ones, part, *walk, 0), in_taps) > 0
-                pairs = in_pairs(split, in_taps), in_pairs(factor, in_taps)
-                total = dot_saturating(pairs[0], zero, pairs[1], weight_zero, inside)
-            yield image, part, total
+    walk = (geometry.out(x.shape[2:]), kernel, stride, padding, dilation)
+    seen = windows(x.int_repr[image], part, *walk, zero)
+    split = seen.reshape(len(seen), groups, inputs // groups, -1)
+    if way is Sums.EXACT:
+        flat = factor.reshape(groups, channels // groups, -1)
+        return dot(split.reshape(*split.shape[:2], -1), zero, flat, weight_zero)
+    in_taps, inside = way is Sums.PAIRED_IN_TAPS, None
+    if way.leaves_out_padding:
+        ones = np.ones((inputs // groups, *x.shape[2:]), np.uint8)
+        inside = in_pairs(windows(ones, part, *walk, 0), in_taps) > 0
+    pairs = in_pairs(split, in_taps), in_pairs(factor, in_taps)
+    return dot_saturating(pairs[0], zero, pairs[1], weight_zero, inside)
 
 
 def in_pairs(x: npt.NDArray[Any], in_taps: bool) -> npt.NDArray[Any]:
@@ -273,12 +278,13 @@ def plan(
     """Return the output stage, and how products are added."""
     target = resolve(target, weight, geometry.groups, transposed=False)
     planner = requantize.stage_for(op, PLANS, target)
-    return planner(op, x.shape, weight, geometry, target)
+    return planner(op, x, weight, geometry, target)
 
 
 def _plan_fbgemm(
-    op: str, shape: Ints, weight: QTensor, geometry: Geometry, target: Target
+    op: str, x: QTensor, weight: QTensor, geometry: Geometry, target: Target
 ) -> tuple[Stage, Sums]:
+    shape = x.shape
     depthwise = geometry.saturates(shape[1], weight.shape[0])
     out = geometry.out(shape[2:])
     below = any(n < p for n, p in zip(out[:2], geometry.padding[:2], strict=True))
@@ -292,17 +298,18 @@ def _plan_fbgemm(
 
 
 def _plan_qnnpack(
-    _op: str, shape: Ints, weight: QTensor, geometry: Geometry, _target: Target
+    _op: str, x: QTensor, weight: QTensor, geometry: Geometry, _target: Target
 ) -> tuple[Stage, Sums]:
-    depthwise = geometry.groups == shape[1] == weight.shape[0]
+    depthwise = geometry.groups == x.shape[1] == weight.shape[0]
     if depthwise and geometry.kernel == (3, 3, 3):
         return requantize.INTEGER_BIAS_WIDE, Sums.EXACT
     return requantize.INTEGER_BIAS, Sums.EXACT
 
 
 def _plan_onednn(
-    op: str, shape: Ints, weight: QTensor, geometry: Geometry, target: Target
+    op: str, x: QTensor, weight: QTensor, geometry: Geometry, target: Target
 ) -> tuple[Stage, Sums]:
+    shape = x.shape
     kernel, stride, padding, dilation, groups = geometry
     check_symmetric(op, weight)
     each = shape[1] // groups, weight.shape[0] // groups
@@ -322,6 +329,13 @@ def _plan_onednn(
         raise UnsupportedError(
             f"{op}: which of its kernels oneDNN takes is not known for results of width 1 with "
             f"groups={groups}, {shape[1]} inputs and kernel {kernel}; use engine fbgemm"
+        )
+    vnni = not requantize.saturates(target)
+    if vnni and x.zero_point != 0 and loses_zero_point(kernel, padding, groups, each):
+        raise UnsupportedError(
+            f"{op}: oneDNN leaves out the input's zero point in some rows of depthwise layers "
+            f"with kernel {kernel} and padding={padding}, got zero point {x.zero_point}; use "
+            "engine fbgemm, or pad before"
         )
     return ONEDNN_KERNELS.get(target.isa, _usual_kernels)(kernel, dilation, groups, each)
 

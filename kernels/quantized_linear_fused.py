@@ -91,9 +91,10 @@ def reference_tanh(
 ) -> QTensor:
     """Do :func:`reference` with tanh instead of the slope.
 
-    For qint8 it is the C library's ``tanhf``. For quint8 oneDNN's own is a polynomial whose last
-    bits are not reproduced; it is computed in float64 and rounded to float32, and where a value
-    lies within a few units in the last place of a rounding tie, the result can be one step off.
+    For qint8 it is the C library's ``tanhf``. For quint8 (under avx2 for both) oneDNN's own is a
+    polynomial whose last bits are not reproduced; it is computed in float64 and rounded to
+    float32, and where a value lies within a few units in the last place of a rounding tie, the
+    result can be one step off.
     """
     return _exact("linear_tanh", x, weight, bias, scale, zero_point, target, TANH[x.dtype])
 

@@ -10,6 +10,7 @@ import pytest
 from ledger import Ledger
 from oracle import assert_same
 
+from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
@@ -83,3 +84,32 @@ def test_default_changes_only_what_torch_itself_computes() -> None:
     attributes = {"scale": 512.0, "zero_point": 0}
     results = {str(i): int(run(i, x, weight, None, **attributes).int_repr[0, 0]) for i in Isa}
     assert results == {"avx512_vnni": 127, "default": 127, "avx512": 64, "avx2": 64}
+
+
+def test_onednn_depthwise_that_loses_the_zero_point_is_refused() -> None:
+    x = QTensor(np.full((1, 16, 3, 3), 9, np.uint8), 1.0, 5)
+    weight = QTensor(np.ones((16, 1, 1, 1), np.int8), 1.0, 0, None, qint8)
+    attributes = {"stride": (1, 1), "dilation": (1, 1), "groups": 16, "scale": 1.0}
+    run = OPS["quantized::conv2d"].reference
+    for padding, target in (((1, 0), "onednn"), ((1, 0), "x86")):
+        with pytest.raises(UnsupportedError, match="leaves out the input's zero point"):
+            run(
+                x,
+                weight,
+                None,
+                **attributes,
+                padding=padding,
+                zero_point=0,
+                target=Target.parse(target),
+            )
+    for padding, target in (((1, 1), "onednn"), ((1, 0), "onednn/avx512"), ((1, 0), "fbgemm")):
+        y = run(
+            x,
+            weight,
+            None,
+            **attributes,
+            padding=padding,
+            zero_point=0,
+            target=Target.parse(target),
+        )
+        assert set(np.unique(y.int_repr)) == {0, 4}

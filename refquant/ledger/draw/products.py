@@ -45,7 +45,8 @@ def linear(rng: Rng, cell: Cell, size: int) -> Call:
     """Draw rows and a weight; some inputs have leading axes."""
     per_channel, with_bias = rng.random(2) < 0.5
     call = weighted.linear(
-        rng, per_channel, with_bias, symmetric(rng, cell), str(cell.target.engine), size
+        *(rng, per_channel, with_bias, symmetric(rng, cell), str(cell.target.engine), size),
+        cell.target.isa,
     )
     (x, weight, bias), attributes = varied(rng, call, cell.dtype)
     if x.shape[0] % 2 == 0 and rng.random() < 0.3:
@@ -68,7 +69,8 @@ def convolution(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     kind = str(rng.choice(kinds))
     per_channel, with_bias = rng.random(2) < 0.5
     call = weighted.convolution(
-        rng, kind, rank, per_channel, with_bias, symmetric(rng, cell), engine, size
+        *(rng, kind, rank, per_channel, with_bias, symmetric(rng, cell), engine, size),
+        cell.target.isa,
     )
     return varied(rng, call, cell.dtype)
 

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from refquant.ir.errors import UnsupportedError
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import qint8, quint8
-from refquant.kernels.accumulate import dot, dot_saturating, weight_zero_points, windows
+from refquant.kernels.accumulate import Sums, dot, dot_saturating, weight_zero_points
 from refquant.kernels.choose_qparams import choose_qparams
 from refquant.kernels.engines import is_small_group, leaves_gaps, resolve
-from refquant.kernels.quantized_conv import Geometry
+from refquant.kernels.quantized_conv import Geometry, pixel_sums, plan
 from refquant.kernels.quantized_conv_transpose import Geometry as Transposed
+from refquant.kernels.requantize import saturates
 from refquant.ledger.cell import Call
 
 Array = npt.NDArray[Any]
@@ -106,6 +108,7 @@ def linear(
     symmetric: bool = True,
     engine: str = "fbgemm",
     size: int = 0,
+    isa: Isa = Isa.AVX512_VNNI,
 ) -> Call:
     """Draw a linear; about one output in each column lies at a tie."""
     rows = int(rng.choice([1, 2, 3, 4, 5, 11, 13, 30]))
@@ -117,7 +120,8 @@ def linear(
     weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
     pixel = x.int_repr[rng.integers(rows), None, None]
     zero = weight_zero_points(weight, channels)
-    total = dot(pixel, int(x.zero_point), weight.int_repr[None], zero)[0]
+    multiply = dot_saturating if saturates(Target(Engine(engine), isa)) else dot
+    total = multiply(pixel, int(x.zero_point), weight.int_repr[None], zero)[0]
     weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     return Call((x, weight, bias), {"scale": scale, "zero_point": zero_point})
 
@@ -190,6 +194,7 @@ def convolution(
     symmetric: bool = True,
     engine: str = "fbgemm",
     size: int = 0,
+    isa: Isa = Isa.AVX512_VNNI,
 ) -> Call:
     """Draw a convolution; one output pixel in each channel lies at a tie."""
     shape, geometry = _shape(rng, kind, rank)
@@ -216,15 +221,11 @@ def convolution(
     weight = weight_tensor(rng, shape, per_channel, symmetric)
     out = geometry.out(tuple(sizes))
     pixel = int(rng.integers(np.prod(out)))
-    zero, part = int(x.zero_point), slice(pixel, pixel + 1)
-    seen = windows(x.int_repr[0], part, out, *geometry[:4], zero)
-    weight_zero = weight_zero_points(weight, shape[0])
-    if target.engine is Engine.FBGEMM and geometry.saturates(inputs, shape[0]):
-        factor = weight.int_repr.reshape(inputs, shape[0] // inputs, -1)
-        total = dot_saturating(seen, zero, factor, weight_zero)[0]
-    else:
-        factor = weight.int_repr.reshape(geometry.groups, -1, int(np.prod(shape[1:])))
-        total = dot(seen.reshape(1, geometry.groups, -1), zero, factor, weight_zero)[0]
+    try:
+        _, way = plan("conv", x, weight, geometry, Target(Engine(engine), isa))
+    except UnsupportedError:
+        way = Sums.EXACT
+    total = pixel_sums(x, weight, geometry, way, 0, slice(pixel, pixel + 1))[0]
     weight, bias, scale, zero_point = HUGS[engine](rng, x, weight, total, with_bias)
     _, stride, padding, dilation, groups = geometry
     attributes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
