@@ -379,7 +379,7 @@ def test_activations_of_every_integer_under_qnnpack(dtype: DType) -> None:
                 assert_matches_torch(name, (operand,), usual, target)
                 with pytest.raises(UnsupportedError, match="qnnpack accepts"):
                     OPS[name].bind(target, fast=True)(operand, **attributes)
-            elif Engine.QNNPACK in OPS[name].kernels:
+            elif not (name == "aten::clamp" and len(attributes) == 1):  # torch wants both bounds
                 assert_matches_torch(name, (operand,), attributes, target)
 
 
