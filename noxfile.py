@@ -85,7 +85,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time networks, observers and fake-quants against torch, in one process, as ratios."""
+    """Time operators, networks and observers against torch, in one process, as ratios."""
     session.install("-e", ".[test]")
-    for script in ("networks.py", "observers.py"):
+    for script in ("operators.py", "networks.py", "observers.py"):
         session.run("python", str(Path("benchmarks") / script), *session.posargs)
