@@ -171,6 +171,10 @@ OPS.declare(
             *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
         ),
         "prelu": ("quantized::prelu", "aten::prelu"),
+        "qlinear_pointwise": tuple(
+            f"onednn::qlinear_pointwise{form}"
+            for form in ("", ".tensor", ".binary", ".binary_tensor")
+        ),
         "quantize_per_channel": ("aten::quantize_per_channel",),
         "quantize_per_tensor": (
             "aten::quantize_per_tensor",
