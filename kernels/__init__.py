@@ -171,6 +171,16 @@ OPS.declare(
             *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
         ),
         "prelu": ("quantized::prelu", "aten::prelu"),
+        "qconv_pointwise": tuple(
+            f"onednn::{name}_pointwise{form}"
+            for name, forms in (
+                ("qconv", ("", ".tensor")),
+                ("qconv1d", ("",)),
+                ("qconv2d", ("", ".tensor", ".binary", ".binary_tensor")),
+                ("qconv3d", ("",)),
+            )
+            for form in forms
+        ),
         "qlinear_pointwise": tuple(
             f"onednn::qlinear_pointwise{form}"
             for form in ("", ".tensor", ".binary", ".binary_tensor")

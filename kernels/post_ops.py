@@ -28,21 +28,28 @@ from refquant.ir.types import (
 )
 from refquant.kernels import requantize
 from refquant.kernels.jit import fma, jit
+from refquant.kernels.onednn_functions import (
+    CALLS_LIBRARY,
+    CODES,
+    COUNTS,
+    GENERATED,
+    INEXACT,
+    REFERENCE,
+    Args,
+    bent,
+    floats,
+)
 from refquant.kernels.requantize import Constants, Rounding
 from refquant.kernels.requantize_jit import clamped, real_of
 from refquant.kernels.rounding import fma as fused
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-Args = tuple[float | None, ...]
 
 LIMITS = {uint8: (0, 255), int8: (-128, 127)}
+FLOATS = (float32, bfloat16, float16)
+CONVOLUTION = (*LIMITS, float32, bfloat16)  # no float16
 BINARY = ("none", "sum", "add")
-# Numbers that each function takes; torch names swish what is usually called SiLU.
-UNARY = {"none": 0, "relu": 0, "hardtanh": 2, "hardswish": 0, "leaky_relu": 1}
-_ELSEWHERE = ("tanh", "swish", "gelu")
-_CODES = {name: code for code, name in enumerate(UNARY)}
-_SIXTH = np.float32(1 / 6)
 
 
 class Other(NamedTuple):
@@ -60,7 +67,8 @@ class Stage(NamedTuple):
     constants : Constants
         Of the real value; ``output`` multiplies or divides it.
     divides : bool
-        Whether ``output`` is a divisor; then a tensor is added with two roundings, not one.
+        Whether oneDNN's reference runs: ``output`` is a divisor, a tensor is added with two
+        roundings instead of one, and functions are those of the C library.
     unary, args
         The function, and its numbers.
     dtype : DType
@@ -124,20 +132,6 @@ def other_of(other: Array | None, binary: str, scale: float, zero_point: int) ->
 # ---- NumPy
 
 
-def _hardswish(real: F32, _args: Args) -> F32:
-    slope = np.clip(real * _SIXTH + np.float32(0.5), np.float32(0), np.float32(1))
-    return np.asarray(real * slope)
-
-
-FUNCTIONS: dict[str, Callable[[F32, Args], F32]] = {
-    "none": lambda real, _args: real,
-    "relu": lambda real, _args: np.maximum(real, np.float32(0)),
-    "hardtanh": lambda real, args: np.clip(real, *_floats(args)),
-    "hardswish": _hardswish,
-    "leaky_relu": lambda real, args: np.where(real > 0, real, real * _floats(args)[0]),
-}
-
-
 def _add_rounding_each(shifted: F32, scale: np.float32, real: F32) -> F32:
     return np.asarray(shifted * scale + real)
 
@@ -146,18 +140,14 @@ def _add_rounding_each(shifted: F32, scale: np.float32, real: F32) -> F32:
 ADD: dict[bool, Callable[[F32, np.float32, F32], F32]] = {False: fused, True: _add_rounding_each}
 
 
-def _floats(args: Args) -> tuple[np.float32, np.float32]:
-    low, high = (*(np.float32(0 if a is None else a) for a in args), *(np.float32(0),) * 2)[:2]
-    return low, high
-
-
 def finish(total: Array, chosen: Stage, other: Other | None) -> Array:
     """Turn sums whose last axis is the channel into the result."""
     with np.errstate(over="ignore", invalid="ignore"):
         real = requantize.real_values(total, chosen.constants)
         if other is not None:
             real = ADD[chosen.divides](other.shifted, other.scale, real)
-        real = FUNCTIONS[chosen.unary](real, chosen.args)
+        functions = REFERENCE if chosen.divides else GENERATED
+        real = functions[chosen.unary](real, chosen.args)
         if chosen.dtype not in LIMITS:
             return real.astype(chosen.dtype.storage)
         output = chosen.constants.output
@@ -167,23 +157,6 @@ def finish(total: Array, chosen: Stage, other: Other | None) -> Array:
 
 
 # ---- compiled
-
-
-@jit
-def _bent(real: np.float32, unary: int, low: np.float32, high: np.float32) -> np.float32:
-    zero = np.float32(0)
-    if unary == 1:
-        return real if real > zero else zero
-    if unary == 2:
-        limited = real if real < high else high
-        return limited if limited > low else low
-    if unary == 3:
-        slope = np.float32(np.float32(real * _SIXTH) + np.float32(0.5))
-        slope = slope if slope < np.float32(1) else np.float32(1)
-        return np.float32(real * (slope if slope > zero else zero))
-    if unary == 4:
-        return real if real > zero else np.float32(real * low)
-    return real
 
 
 @jit
@@ -208,7 +181,7 @@ def _reals(
                 real = np.float32(np.float32(other[row, c] * other_scale) + real)
             elif added:
                 real = fma(other[row, c], other_scale, real)
-            y[row, c] = _bent(real, unary, low, high)
+            y[row, c] = bent(real, unary, low, high)
 
 
 @jit
@@ -234,13 +207,14 @@ def run(total: npt.NDArray[np.int32], chosen: Stage, other: Other | None) -> Arr
     added = np.zeros((0, 1), np.float32)
     if other is not None:
         added = np.ascontiguousarray(other.shifted).reshape(-1, channels)
-    low, high = _floats(chosen.args)
+    low, high = floats(chosen.args)
+    code = CODES[chosen.unary] + chosen.divides * CALLS_LIBRARY
     _reals(
         total.reshape(-1, channels),
         added,
         np.float32(1) if other is None else other.scale,
         chosen.divides,
-        *(addend, factor, multiplier, _CODES[chosen.unary], low, high),
+        *(addend, factor, multiplier, code, low, high),
         real.reshape(-1, channels),
     )
     if chosen.dtype not in LIMITS:
@@ -262,19 +236,26 @@ def check_machine(op: str, target: Target) -> None:
         )
 
 
-def check_functions(op: str, binary: str, unary: str, args: Args) -> None:
+def check_functions(
+    op: str, binary: str, unary: str, args: Args, accepted: tuple[str, ...] = tuple(COUNTS)
+) -> None:
     """Check the names of the post ops and the numbers they take."""
     if binary not in BINARY:
         raise VerifyError(f"{op}: binary post op must be one of {_list(BINARY)}, got {binary!r}")
-    if unary in _ELSEWHERE and binary == "none":
-        raise UnsupportedError(
-            f"{op}: oneDNN's polynomial for {unary!r} is not reproduced; use {_list(UNARY)}"
-        )
-    accepted = tuple(UNARY) if binary == "none" else ("none", "relu")
+    accepted = accepted if binary == "none" else ("none", "relu")
     if unary not in accepted:
         raise VerifyError(f"{op}: post op must be one of {_list(accepted)}, got {unary!r}")
-    if UNARY[unary] and (len(args) != UNARY[unary] or None in args):
-        raise VerifyError(f"{op}: {unary} takes {UNARY[unary]} numbers, got {list(args)}")
+    if COUNTS[unary] and (len(args) != COUNTS[unary] or None in args):
+        raise VerifyError(f"{op}: {unary} takes {COUNTS[unary]} numbers, got {list(args)}")
+
+
+def check_exact(op: str, unary: str, x: DType, dtype: DType) -> None:
+    """Refuse a float result of a function whose last bits are not reproduced."""
+    if unary in INEXACT and x == uint8 and dtype not in LIMITS:
+        raise UnsupportedError(
+            f"{op}: the last bits of oneDNN's {unary} are not reproduced; with uint8 input the "
+            f"result must be uint8 or int8, got {dtype}"
+        )
 
 
 def check_input(op: str, x: TensorType, zero_point: int, accepted: tuple[DType, ...]) -> None:
@@ -282,7 +263,7 @@ def check_input(op: str, x: TensorType, zero_point: int, accepted: tuple[DType, 
     if x.dtype.name.startswith("float8"):
         raise UnsupportedError(f"{op}: input must be uint8 or int8, got {x.dtype}")
     if x.dtype not in accepted:
-        raise VerifyError(f"{op}: input must be {_list(map(str, accepted))}, got {x.dtype}")
+        raise VerifyError(f"{op}: input must be {_list(accepted)}, got {x.dtype}")
     low, high = LIMITS[x.dtype]
     if not low <= zero_point <= high:
         raise VerifyError(f"{op}: x_zero_point must be in [{low}, {high}], got {zero_point}")
@@ -300,12 +281,17 @@ def check_weight(op: str, weight: TensorType, scale: TensorType, bias: TensorTyp
 
 
 def result_dtype(
-    op: str, given: DType | None, default: DType, scale: float, zero_point: int
+    op: str,
+    given: DType | None,
+    default: DType,
+    scale: float,
+    zero_point: int,
+    accepted: tuple[DType, ...] = (*LIMITS, *FLOATS),
 ) -> DType:
     """Return the dtype of the result; a float one has neither scale nor zero point."""
     dtype = default if given is None else given
-    if dtype not in (*LIMITS, float32, bfloat16, float16):
-        names = _list(map(str, (*LIMITS, float32, bfloat16, float16)))
+    if dtype not in accepted:
+        names = _list(accepted)
         raise VerifyError(f"{op}: output_dtype must be one of {names}, got {dtype}")
     if dtype in LIMITS:
         if not scale > 0:

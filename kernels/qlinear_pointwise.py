@@ -25,8 +25,8 @@ from refquant.ir.types import (
 )
 from refquant.kernels import post_ops, quantized_linear
 from refquant.kernels.convolve import linear_sums
+from refquant.kernels.onednn_functions import Args, name_of
 from refquant.kernels.packing import Layout, PackedWeight
-from refquant.kernels.post_ops import Args
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -88,7 +88,7 @@ def reference_binary(
     dtype = output_dtype or _plain(qx)
     stage = _stage(
         *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point, dtype),
-        *(unary_post_op, unary_post_op_args),
+        *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
     rows = added and added._replace(shifted=added.shifted.reshape(-1, qw.shape[0]))
@@ -145,12 +145,14 @@ def reference(
     output_dtype : DType or None
         uint8, int8, float32, bfloat16 or float16; None is the dtype of the rows.
     post_op_name : str
-        ``"none"``, ``"relu"``, ``"hardtanh"`` (two limits), ``"leaky_relu"`` (a slope) or
-        ``"hardswish"``: ``v * clamp(v * (1/6) + 0.5, 0, 1)``.
+        ``"none"``, ``"relu"``, ``"hardtanh"`` (two limits), ``"leaky_relu"`` (a slope),
+        ``"hardswish"``: ``v * clamp(v * (1/6) + 0.5, 0, 1)``, ``"swish"`` (SiLU), ``"tanh"`` or
+        ``"gelu"``; see ``onednn_functions.py``. With uint8 rows the last two are correctly
+        rounded here, so that a result next to a tie may be one step away from torch's.
     post_op_args : tuple of float
         Numbers of the function.
     post_op_algorithm : str
-        Not read.
+        For ``"gelu"``: ``"none"`` or ``"tanh"``.
 
     Returns
     -------
@@ -161,8 +163,8 @@ def reference(
     VerifyError
         If dtypes, shapes or attributes do not fit.
     UnsupportedError
-        For functions that oneDNN approximates by polynomials of its own, float8 rows, and
-        machines without VNNI.
+        For tanh and GELU of uint8 rows with a float result, float8 rows, and machines without
+        VNNI.
 
     Notes
     -----
@@ -281,8 +283,11 @@ def infer_binary(
             f"{_OP}: weight {format_shape(qw.shape)} does not fit input {format_shape(qx.shape)}"
         )
     post_ops.check_functions(_OP, binary_post_op, unary_post_op, unary_post_op_args)
+    if unary_post_op == "gelu" and unary_post_op_algorithm not in ("none", "tanh"):
+        raise VerifyError(f"{_OP}: gelu is 'none' or 'tanh', got {unary_post_op_algorithm!r}")
     numbers = (output_scale, output_zero_point)
     dtype = post_ops.result_dtype(_OP, output_dtype, qx.dtype, *numbers)
+    post_ops.check_exact(_OP, unary_post_op, qx.dtype, dtype)
     shape = (*qx.shape[:-1], qw.shape[0])
     post_ops.check_other(_OP, other, binary_post_op, shape, dtype, other_scale, other_zp)
     return TensorType(dtype, shape)
@@ -374,7 +379,8 @@ def kernel_binary(
     post_ops.check_machine(_OP, target)
     stage = _stage(
         *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point),
-        *(output_dtype or _plain(qx), unary_post_op, unary_post_op_args),
+        output_dtype or _plain(qx),
+        *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
     packed = PackedWeight.of(_weight(qw), Layout())
     total = linear_sums(_quantized(qx, x_zero_point), packed)

@@ -8,22 +8,39 @@ import numpy as np
 
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import DType, bfloat16, float32, int8, uint8
+from refquant.kernels.layout import channels_last
+from refquant.kernels.quantized_conv import Geometry
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
 from refquant.ledger.draw.tensors import Array, Rng
 from refquant.ledger.ties import at_tie
 
 _DTYPES = (None, uint8, int8, float32, bfloat16)
-_UNARY = ("none", "relu", "hardtanh", "leaky_relu", "hardswish")
+_UNARY = ("none", "relu", "hardtanh", "leaky_relu", "hardswish", "swish", "tanh", "gelu")
 
 
-def _function(rng: Rng, unit: float) -> tuple[str, tuple[float, ...]]:
+def _function(
+    rng: Rng, unit: float, names: tuple[str, ...] = _UNARY
+) -> tuple[str, tuple[float, ...]]:
     """Draw a post op; the limits of hardtanh are some steps of the result."""
-    name = str(rng.choice(_UNARY))
+    name = str(rng.choice(names))
     low, high = (float(n) * unit for n in (-rng.uniform(0, 90), rng.uniform(0, 90)))
     return name, {"hardtanh": (low, high), "leaky_relu": (float(rng.uniform(0, 1.2)),)}.get(
         name, ()
     )
+
+
+_CURVED = ("swish", "tanh", "gelu")
+
+
+def _of_units(
+    rng: Rng, weight: QTensor, bias: Array | None, unit: float
+) -> tuple[QTensor, Array | None, float]:
+    """Scale a product so that its results are a few units, where functions are curved."""
+    step = float(np.exp(rng.uniform(-5, -2)))
+    scale = np.asarray(weight.scale) * (step / unit)
+    scaled = QTensor(weight.int_repr, scale, weight.zero_point, weight.axis, weight.dtype)
+    return scaled, None if bias is None else (bias * (step / unit)).astype(np.float32), step
 
 
 def _parameters(weight: QTensor) -> tuple[Array, Array, Array]:
@@ -60,7 +77,8 @@ def _other(
 
 def _at_tie(rng: Rng, cell: Cell, call: Call, unit: float) -> Call:
     """Move the scale of the result, so that one more value is tied."""
-    if call.attributes["output_scale"] == 1.0 or rng.random() < 0.5:
+    curved = call.attributes.get("post_op_name", call.attributes.get("attr")) in _CURVED
+    if call.attributes["output_scale"] == 1.0 or (rng.random() < 0.5 and not curved):
         return call
     start = unit * float(np.exp(rng.uniform(-0.5, 0.5)))
     return at_tie(
@@ -93,15 +111,17 @@ def linear(rng: Rng, cell: Cell, size: int) -> Call:
         qx, x_zero_point = (qx ^ np.uint8(128)).view(np.int8), x_zero_point - 128
     if rng.random() < 0.2:
         qx = qx.reshape(1, *qx.shape)
-    result = _result(rng, cell.dtype, unit, zero_point)
     name, args = _function(rng, unit)
+    if name in _CURVED and "binary" not in cell.name:
+        weight, bias, unit = _of_units(rng, weight, bias, unit)
+    result = _result(rng, cell.dtype, unit, zero_point)
     numbers = {"x_scale": float(x.scale), "x_zero_point": int(x_zero_point), **result}
     parameters = _parameters(weight)
     if "binary" not in cell.name:
         post: dict[str, Any] = {
             "post_op_name": name,
             "post_op_args": args,
-            "post_op_algorithm": "",
+            "post_op_algorithm": str(rng.choice(["none", "tanh"])),
         }
         call = Call((qx, *parameters, bias), {**numbers, **post})
     else:
@@ -116,8 +136,62 @@ def linear(rng: Rng, cell: Cell, size: int) -> Call:
     return _at_tie(rng, cell, _as_given(call, "tensor" in cell.name), unit)
 
 
-_FORMS = ("", ".tensor", ".binary", ".binary_tensor")
-SAMPLERS: dict[str, Sampler] = {
-    **{f"onednn::qlinear_pointwise{form}": linear for form in _FORMS},
+# Functions that torch accepts, by the number of spatial axes; swish is among the curved ones.
+_OF_MAPS = {
+    1: ("none", "relu"),
+    2: ("none", "relu", "hardtanh", "hardswish", "swish"),
+    3: ("none",),
 }
-DTYPES: dict[str, tuple[DType, ...]] = dict.fromkeys(SAMPLERS, (uint8, int8))
+
+
+def convolution(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw maps, a weight, a function and the dtype of the result."""
+    binary = "binary" in cell.name
+    given = [rank for rank in (1, 2, 3) if f"conv{rank}d" in cell.name]
+    rank = 2 if binary else int(rng.choice(given or [1, 2, 3]))
+    kinds = weighted.KINDS[:4] if rank == 1 else weighted.KINDS
+    kind = str(rng.choice(kinds))
+    per_channel, with_bias = rng.random(2) < 0.5
+    drawn = weighted.convolution(rng, kind, rank, per_channel, with_bias, True, "onednn", size)
+    (x, weight, bias), attributes = drawn.operands, drawn.attributes
+    unit, zero_point = attributes["scale"], attributes["zero_point"]
+    geometry = {key: attributes[key] for key in ("stride", "padding", "dilation", "groups")}
+    qx = channels_last(x.int_repr) if rank > 1 and rng.random() < 0.5 else x.int_repr
+    name, args = _function(rng, unit, _OF_MAPS[rank])
+    if name in _CURVED and not binary:
+        weight, bias, unit = _of_units(rng, weight, bias, unit)
+    result = _result(rng, uint8, unit, zero_point)
+    numbers = {"x_scale": float(x.scale), "x_zero_point": int(x.zero_point), **geometry}
+    parameters = _parameters(weight)
+    if not binary:
+        post: dict[str, Any] = {"attr": name, "scalars": args, "algorithm": None}
+        call = Call((qx, *parameters, bias), {**numbers, **result, **post})
+    else:
+        spatial = geometry["stride"], geometry["padding"], geometry["dilation"]
+        shape = Geometry(weight.shape[2:], *spatial, geometry["groups"]).out(qx.shape[2:])
+        shape = (qx.shape[0], weight.shape[0], *shape)
+        dtype = result["output_dtype"] or uint8
+        other, scale, zero = _other(rng, "sum", dtype, shape, unit)
+        post = {"accum_scale": scale, "accum_zero_point": zero, "binary_attr": "sum"}
+        post |= {"alpha": 1.0, "unary_attr": [None, "none", "relu"][int(rng.integers(3))]}
+        post |= {"unary_scalars": (), "unary_algorithm": None}
+        operands = (qx, *parameters, channels_last(other), bias)
+        call = Call(operands, {**numbers, **result, **post})
+    return _at_tie(rng, cell, _as_given(call, "tensor" in cell.name), unit)
+
+
+_FORMS = ("", ".tensor", ".binary", ".binary_tensor")
+_LINEAR = tuple(f"onednn::qlinear_pointwise{form}" for form in _FORMS)
+_CONVOLUTIONS = (
+    *(f"onednn::qconv{rank}_pointwise" for rank in ("", "1d", "2d", "3d")),
+    *(f"onednn::qconv{rank}_pointwise.tensor" for rank in ("", "2d")),
+    *(f"onednn::qconv2d_pointwise.{form}" for form in ("binary", "binary_tensor")),
+)
+SAMPLERS: dict[str, Sampler] = {
+    **dict.fromkeys(_LINEAR, linear),
+    **dict.fromkeys(_CONVOLUTIONS, convolution),
+}
+DTYPES: dict[str, tuple[DType, ...]] = {
+    **dict.fromkeys(_LINEAR, (uint8, int8)),
+    **dict.fromkeys(_CONVOLUTIONS, (uint8,)),
+}
