@@ -165,6 +165,10 @@ OPS.declare(
         "mean": ("aten::mean",),
         "new_full": ("aten::new_full",),
         "observe": ("observer::observe",),
+        "onednn_arithmetic": tuple(
+            f"onednn::{name}.tensor" for name in ("qadd", "qadd_relu", "qmul")
+        ),
+        "onednn_batch_norm": ("onednn::qbatch_norm2d",),
         "pad": ("aten::pad",),
         "permute": ("aten::permute", "aten::transpose"),
         "pixel_shuffle": (

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import DType, bfloat16, float32, int8, uint8
+from refquant.ir.types import DType, bfloat16, float16, float32, int8, uint8
 from refquant.kernels.layout import channels_last
 from refquant.kernels.quantized_conv import Geometry
 from refquant.ledger.cell import Call, Cell, Sampler
 from refquant.ledger.draw import weighted
-from refquant.ledger.draw.tensors import Array, Rng
+from refquant.ledger.draw.tensors import Array, Rng, laid_out, shape_of
 from refquant.ledger.ties import at_tie
 
 _DTYPES = (None, uint8, int8, float32, bfloat16)
@@ -180,6 +180,59 @@ def convolution(rng: Rng, cell: Cell, size: int) -> Call:
     return _at_tie(rng, cell, _as_given(call, "tensor" in cell.name), unit)
 
 
+def _steps(rng: Rng) -> dict[str, Any]:
+    """Draw the dtype of a result; a scale is found later."""
+    dtype = (uint8, uint8, float32, bfloat16, float16)[int(rng.integers(5))]
+    if dtype != uint8:
+        return {"output_scale": 1.0, "output_zero_point": 0, "output_dtype": dtype}
+    zero_point = int(rng.integers(0, 256) if rng.random() < 0.9 else rng.integers(-300, 600))
+    return {"output_scale": 0.5, "output_zero_point": zero_point, "output_dtype": dtype}
+
+
+def _scale(rng: Rng) -> float:
+    """Draw a scale; a power of two makes many ties."""
+    return float(2.0 ** rng.integers(-6, 1) if rng.random() < 0.4 else np.exp(rng.uniform(-5, 0)))
+
+
+def arithmetic(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw two tensors of bytes; the vector loop's tail is at most 15 elements."""
+    small = rng.random() < 0.5 and size < 5000
+    shape = (int(rng.integers(1, 50)),) if small else shape_of(rng, size)
+    layout = str(rng.choice(["contiguous", "channels_last", "permuted"]))
+    x, y = (laid_out(rng.integers(0, 256, shape).astype(np.uint8), layout) for _ in range(2))
+    numbers = {
+        **{"self_scale": _scale(rng), "self_zero_point": int(rng.integers(0, 256))},
+        **{"other_scale": _scale(rng), "other_zero_point": int(rng.integers(0, 256))},
+        **_steps(rng),
+    }
+    call = Call((x, y), {**numbers})
+    unit = float(numbers["self_scale"]) * (1 if "add" in cell.name else 60)
+    if numbers["output_dtype"] == uint8 and rng.random() < 0.5:
+        return Call((x, y), {**numbers, "output_scale": unit * float(2.0 ** rng.integers(-1, 2))})
+    return _at_tie(rng, cell, call, unit)
+
+
+def batch_norm(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw images, statistics, and what is normal for them."""
+    shape = shape_of(rng, size, (4,))
+    x = laid_out(
+        rng.integers(0, 256, shape).astype(np.uint8),
+        str(rng.choice(["contiguous", "channels_last", "every_second"])),
+    )
+    parts = rng.normal(size=(3, shape[1])).astype(np.float32)
+    var = np.exp(rng.normal(size=shape[1])).astype(np.float32)
+    if rng.random() < 0.3:
+        parts, var = (np.rint(parts * 4) / 4).astype(np.float32), np.ones_like(var)
+        parts[2] = 0
+    weight, bias, mean = parts
+    numbers = {
+        **{"qx_scale": _scale(rng), "qx_zero_point": int(rng.integers(0, 256))},
+        **{"eps": float(rng.choice([0, 1e-5, 1e-3])), **_steps(rng)},
+    }
+    call = Call((x, weight, bias, mean, var), numbers)
+    return _at_tie(rng, cell, call, float(numbers["qx_scale"]))
+
+
 _FORMS = ("", ".tensor", ".binary", ".binary_tensor")
 _LINEAR = tuple(f"onednn::qlinear_pointwise{form}" for form in _FORMS)
 _CONVOLUTIONS = (
@@ -187,11 +240,14 @@ _CONVOLUTIONS = (
     *(f"onednn::qconv{rank}_pointwise.tensor" for rank in ("", "2d")),
     *(f"onednn::qconv2d_pointwise.{form}" for form in ("binary", "binary_tensor")),
 )
+_ARITHMETIC = tuple(f"onednn::{name}.tensor" for name in ("qadd", "qadd_relu", "qmul"))
 SAMPLERS: dict[str, Sampler] = {
     **dict.fromkeys(_LINEAR, linear),
     **dict.fromkeys(_CONVOLUTIONS, convolution),
+    **dict.fromkeys(_ARITHMETIC, arithmetic),
+    "onednn::qbatch_norm2d": batch_norm,
 }
 DTYPES: dict[str, tuple[DType, ...]] = {
     **dict.fromkeys(_LINEAR, (uint8, int8)),
-    **dict.fromkeys(_CONVOLUTIONS, (uint8,)),
+    **dict.fromkeys((*_CONVOLUTIONS, *_ARITHMETIC, "onednn::qbatch_norm2d"), (uint8,)),
 }
