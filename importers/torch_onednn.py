@@ -120,13 +120,27 @@ def _elementwise(op: str, names: Sequence[str], tensors: int) -> Rule:
 def qlinear_prepack(
     b: TorchBuilder, weight: Value, x_shape: Sequence[int] | None = None
 ) -> Prepacked:
-    """``torch.ops.onednn.qlinear_prepack``."""
+    """``torch.ops.onednn.qlinear_prepack`` and ``linear_prepack_fp16``."""
     return Prepacked(weight, None, {})
 
 
 def qconv_prepack(b: TorchBuilder, weight: Value, *args: Any, **rest: Any) -> Prepacked:
     """``torch.ops.onednn.qconv_prepack``; the operator is given the geometry again."""
     return Prepacked(weight, None, {})
+
+
+def linear_fp16(op: str) -> Rule:
+    """Return the rule of a linear whose weight is rounded to float16."""
+
+    def rule(b: TorchBuilder, x: Value, w: Any, bias: Value | None) -> Value:
+        if isinstance(w, Prepacked):
+            weight = w.weight
+        else:
+            held = np.asarray(b.constant(w)).T.astype(np.float32)
+            weight = b.parameter(f"{w.name}.rows", np.ascontiguousarray(held))
+        return b.emit(f"onednn::{op}", x, weight, bias)
+
+    return rule
 
 
 _ARITHMETIC = (
@@ -154,5 +168,7 @@ ONEDNN: dict[str, Rule] = {
         for name in ("qadd", "qadd_relu", "qmul")
         for form in ("", ".tensor")
     },
+    **{name: linear_fp16(name) for name in ("linear_dynamic_fp16", "linear_relu_dynamic_fp16")},
+    "linear_prepack_fp16": qlinear_prepack,
     "qbatch_norm2d": _elementwise("qbatch_norm2d", _BATCH_NORM, 5),
 }

@@ -169,6 +169,9 @@ OPS.declare(
             f"onednn::{name}.tensor" for name in ("qadd", "qadd_relu", "qmul")
         ),
         "onednn_batch_norm": ("onednn::qbatch_norm2d",),
+        "onednn_linear_fp16": (
+            *("onednn::linear_dynamic_fp16", "onednn::linear_relu_dynamic_fp16"),
+        ),
         "pad": ("aten::pad",),
         "permute": ("aten::permute", "aten::transpose"),
         "pixel_shuffle": (

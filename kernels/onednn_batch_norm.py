@@ -16,6 +16,7 @@ from refquant.kernels.batch_norm import coefficients
 from refquant.kernels.jit import fma, jit
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.onednn_arithmetic import check_result
+from refquant.kernels.post_ops import check_contiguous
 from refquant.kernels.rounding import fma as fused
 
 Array = npt.NDArray[Any]
@@ -69,6 +70,8 @@ def reference(
     ------
     VerifyError
         If shapes, dtypes or scales do not fit.
+    UnsupportedError
+        For vectors with strides, which torch ignores.
 
     Examples
     --------
@@ -76,6 +79,7 @@ def reference(
     >>> reference(x, one, one, zero, one, 0.5, 1, 0.0, 1.0, 10, uint8)
     array([[[[12, 13]]]], dtype=uint8)
     """
+    check_contiguous(_OP, weight=weight, bias=bias, mean=mean, var=var)
     alpha, beta = (
         part.reshape(-1, 1, 1)
         for part in coefficients(weight, bias, mean, var, eps, qx_scale, output_scale)
@@ -150,6 +154,7 @@ def kernel(
     target: Target = Target(),
 ) -> Array:
     """Compute :func:`reference` in compiled loops."""
+    check_contiguous(_OP, weight=weight, bias=bias, mean=mean, var=var)
     alpha, beta = coefficients(weight, bias, mean, var, eps, qx_scale, output_scale)
     rows = np.moveaxis(qx, 1, -1)
     flat = np.array(rows, order="C").reshape(-1, qx.shape[1])

@@ -229,11 +229,24 @@ def run(total: npt.NDArray[np.int32], chosen: Stage, other: Other | None) -> Arr
 
 
 def check_machine(op: str, target: Target) -> None:
-    """Refuse machines without VNNI, whose sums oneDNN saturates in part."""
-    if target.isa is not Isa.AVX512_VNNI:
+    """Refuse machines without VNNI, whose sums oneDNN saturates in part.
+
+    ``default`` restricts ATen's kernels, not oneDNN's.
+    """
+    if target.isa not in (Isa.AVX512_VNNI, Isa.DEFAULT):
         raise UnsupportedError(
             f"{op}: oneDNN's sums are reproduced for isa {Isa.AVX512_VNNI!s}, got {target.isa!s}"
         )
+
+
+def check_contiguous(op: str, **operands: Array | None) -> None:
+    """Refuse operands with strides, which torch reads as if they had none."""
+    for name, operand in operands.items():
+        if operand is not None and operand.size > 1 and not operand.flags.c_contiguous:
+            raise UnsupportedError(
+                f"{op}: torch reads {name} from memory as if it were contiguous, "
+                f"got strides {operand.strides}"
+            )
 
 
 def check_functions(

@@ -155,7 +155,8 @@ def reference(
     VerifyError
         If dtypes, shapes or attributes do not fit.
     UnsupportedError
-        Where ``quantized::conv2d`` is refused under onednn, and for float8 maps.
+        Where ``quantized::conv2d`` is refused under onednn, for float8 maps, and for scales or a
+        bias with strides, which torch ignores.
 
     Notes
     -----
@@ -237,6 +238,7 @@ def _stage(
     target: Target,
 ) -> post_ops.Stage:
     post_ops.check_machine(_OP, target)
+    post_ops.check_contiguous(_OP, w_scale=w_scale, bias=bias)
     planned, _ = quantized_conv.plan(
         _OP, QTensor(qx, 1.0, 0), _weight(qw), geometry, Target(Engine.ONEDNN)
     )

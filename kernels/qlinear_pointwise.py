@@ -90,6 +90,8 @@ def reference_binary(
         *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point, dtype),
         *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
+    if binary_post_op == "sum":
+        post_ops.check_contiguous(_OP, other=other)
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
     rows = added and added._replace(shifted=added.shifted.reshape(-1, qw.shape[0]))
     y = np.empty((qx[..., 0].size, qw.shape[0]), dtype.storage)
@@ -163,8 +165,8 @@ def reference(
     VerifyError
         If dtypes, shapes or attributes do not fit.
     UnsupportedError
-        For tanh and GELU of uint8 rows with a float result, float8 rows, and machines without
-        VNNI.
+        For tanh and GELU of uint8 rows with a float result, float8 rows, machines without VNNI,
+        and scales or a bias with strides, which torch ignores.
 
     Notes
     -----
@@ -248,6 +250,7 @@ def _stage(
     unary: str,
     args: Args,
 ) -> post_ops.Stage:
+    post_ops.check_contiguous(_OP, w_scale=w_scale, bias=bias)
     return post_ops.stage(
         *(x_scale, w_scale, bias, qw.shape[0], output_scale, output_zero_point, dtype),
         *(unary, args),
@@ -384,6 +387,8 @@ def kernel_binary(
     )
     packed = PackedWeight.of(_weight(qw), Layout())
     total = linear_sums(_quantized(qx, x_zero_point), packed)
+    if binary_post_op == "sum":
+        post_ops.check_contiguous(_OP, other=other)
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
     return post_ops.run(total, stage, added)
 

@@ -343,6 +343,21 @@ def _(op: Any) -> list[Model]:
     return [(One(call, weight=_SIGNED), (_BYTES,))]
 
 
+@shows("onednn::linear_prepack_fp16")
+def _(op: Any) -> list[Model]:
+    weight = _SIGNED / 7.0
+
+    def inside(m: Any, x: torch.Tensor) -> Any:
+        return torch.ops.onednn.linear_dynamic_fp16(x, op(m.weight, None), None)
+
+    def held(m: Any, x: torch.Tensor) -> Any:
+        return torch.ops.onednn.linear_relu_dynamic_fp16(x, m.packed, m.bias)
+
+    x = _BYTES / 100.0
+    constants = {"weight": weight, "packed": op(weight, None), "bias": torch.arange(8.0)}
+    return [(One(call, **constants), (x,)) for call in (inside, held)]
+
+
 @shows("onednn::qconv_prepack")
 def _(op: Any) -> list[Model]:
     def call(m: Any, x: torch.Tensor) -> Any:

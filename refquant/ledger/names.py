@@ -139,6 +139,7 @@ ACCESSORS: dict[str, str] = {
     "_quantized::linear_prepack_fp16": _PACK,
     "onednn::qlinear_prepack": _PACK,
     "onednn::qconv_prepack": _PACK,
+    "onednn::linear_prepack_fp16": _PACK,
     "_quantized::_wrapped_linear_prepack": _PACK,
     "_quantized::wrapped_fbgemm_pack_gemm_matrix_fp16": _PACK,
     **{
@@ -175,10 +176,5 @@ NOT_COVERED: dict[str, str] = {
         "quantized",
         "int4mm_packed_weight_cpu",
         "4-bit weights of groups: float sums in an order of the machine's own",
-    ),
-    **_waiting(
-        "onednn",
-        "linear_dynamic_fp16 linear_prepack_fp16 linear_relu_dynamic_fp16",
-        "float sums in an order of oneDNN's own",
     ),
 }

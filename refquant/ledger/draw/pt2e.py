@@ -233,6 +233,28 @@ def batch_norm(rng: Rng, cell: Cell, size: int) -> Call:
     return _at_tie(rng, cell, call, float(numbers["qx_scale"]))
 
 
+def linear_fp16(rng: Rng, cell: Cell, size: int) -> Call:
+    """Draw float rows and weights; some weights lie at ties of float16 or beyond its range."""
+    depth = int(rng.choice([1, 7, 8, 17, 64, 300, 511, 512, 513, 1024, 1025, 1100, 2050]))
+    channels = int(rng.choice([1, 2, 5, 31, 32, 33, 64, 95, 130]))
+    rows = 1 if rng.random() < 0.2 else max(1, size // channels)
+    if size < 5000:
+        rows = min(rows, 4)
+    elif channels == 1:
+        rows = min(rows, 3000)
+    x = rng.normal(size=(rows, depth)).astype(np.float32)
+    weight = (rng.normal(size=(channels, depth)) * np.exp(rng.uniform(-12, 3))).astype(np.float32)
+    half = weight.astype(np.float16)
+    tied = (half.astype(np.float32) + np.nextafter(half, np.float16(9)).astype(np.float32)) / 2
+    weight = np.where(rng.random(weight.shape) < 0.3, tied, weight)
+    if rng.random() < 0.1:
+        weight[0, 0] = rng.choice([1e6, -7e4])
+    if rng.random() < 0.2 and rows % 2 == 0:
+        x = x.reshape(2, -1, depth)
+    bias = rng.normal(size=channels).astype(np.float32) if rng.random() < 0.5 else None
+    return Call((x, weight, bias), {})
+
+
 _FORMS = ("", ".tensor", ".binary", ".binary_tensor")
 _LINEAR = tuple(f"onednn::qlinear_pointwise{form}" for form in _FORMS)
 _CONVOLUTIONS = (
@@ -241,13 +263,16 @@ _CONVOLUTIONS = (
     *(f"onednn::qconv2d_pointwise.{form}" for form in ("binary", "binary_tensor")),
 )
 _ARITHMETIC = tuple(f"onednn::{name}.tensor" for name in ("qadd", "qadd_relu", "qmul"))
+_FP16 = ("onednn::linear_dynamic_fp16", "onednn::linear_relu_dynamic_fp16")
 SAMPLERS: dict[str, Sampler] = {
     **dict.fromkeys(_LINEAR, linear),
     **dict.fromkeys(_CONVOLUTIONS, convolution),
     **dict.fromkeys(_ARITHMETIC, arithmetic),
     "onednn::qbatch_norm2d": batch_norm,
+    **dict.fromkeys(_FP16, linear_fp16),
 }
 DTYPES: dict[str, tuple[DType, ...]] = {
     **dict.fromkeys(_LINEAR, (uint8, int8)),
     **dict.fromkeys((*_CONVOLUTIONS, *_ARITHMETIC, "onednn::qbatch_norm2d"), (uint8,)),
+    **dict.fromkeys(_FP16, (float32,)),
 }
