@@ -16,6 +16,7 @@ from refquant.kernels import post_ops, quantized_conv, requantize
 from refquant.kernels.convolve import convolution_sums
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.onednn_functions import Args
+from refquant.kernels.packing import Layout, PackedArray, packed_of
 from refquant.kernels.qlinear_pointwise import check_numbers, numbers_of
 from refquant.kernels.quantized_conv import Geometry
 
@@ -407,6 +408,16 @@ def infer_binary_tensor(
     return infer_binary(qx, qw, w_scale, w_zero_point, qaccum, bias, 1.0, 0, **attributes)
 
 
+def _layout(qw: Array, dilation: Ints, groups: int) -> Layout:
+    channels, inputs, *taps = qw.shape
+    return Layout.of(inputs, channels // groups, tuple(taps), dilation, groups, False)
+
+
+def pack(qw: Array, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedArray:
+    """Arrange the weight for :func:`kernel`."""
+    return PackedArray.of(qw, _layout(qw, dilation, groups))
+
+
 def _tiled(
     qx: Array,
     qw: Array,
@@ -415,8 +426,7 @@ def _tiled(
     stage: post_ops.Stage,
     added: post_ops.Other | None,
 ) -> Array:
-    groups, dilation = geometry.groups, geometry.dilation
-    packed = quantized_conv.pack(_weight(qw), dilation=dilation, groups=groups)
+    packed = packed_of(qw, _layout(qw, geometry.dilation, geometry.groups))
     x = QTensor(qx, 1.0, x_zero_point)
     total = convolution_sums(x, packed, geometry.window(qx.shape[2:]))
     if added is not None:
@@ -580,6 +590,7 @@ OPS = (
             reference=reference,
             infer=infer,
             kernels=dict.fromkeys(ALL_ENGINES, kernel),
+            pack=pack,
             source=_SOURCE,
             cases=cases,
         )
@@ -614,6 +625,7 @@ OPS = (
         reference=reference_binary,
         infer=infer_binary,
         kernels=dict.fromkeys(ALL_ENGINES, kernel_binary),
+        pack=pack,
         source=_SOURCE,
         cases=(
             Case(

@@ -26,7 +26,7 @@ from refquant.ir.types import (
 from refquant.kernels import post_ops, quantized_linear
 from refquant.kernels.convolve import linear_sums
 from refquant.kernels.onednn_functions import Args, name_of
-from refquant.kernels.packing import Layout, PackedWeight
+from refquant.kernels.packing import Layout, PackedArray, packed_of
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -357,6 +357,11 @@ def infer_binary_tensor(
     return infer_binary(qx, qw, w_scale, w_zero_point, other, bias, 1.0, 0, **attributes)
 
 
+def pack(qw: Array, **_attributes: Any) -> PackedArray:
+    """Arrange the weight for :func:`kernel`."""
+    return PackedArray.of(qw, Layout())
+
+
 def kernel_binary(
     qx: Array,
     qw: Array,
@@ -385,8 +390,7 @@ def kernel_binary(
         output_dtype or _plain(qx),
         *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
-    packed = PackedWeight.of(_weight(qw), Layout())
-    total = linear_sums(_quantized(qx, x_zero_point), packed)
+    total = linear_sums(_quantized(qx, x_zero_point), packed_of(qw, Layout()))
     if binary_post_op == "sum":
         post_ops.check_contiguous(_OP, other=other)
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
@@ -481,6 +485,7 @@ OPS = (
         reference=reference,
         infer=infer,
         kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        pack=pack,
         source=_SOURCE,
         cases=(
             Case(
@@ -534,6 +539,7 @@ OPS = (
         reference=reference_binary,
         infer=infer_binary,
         kernels=dict.fromkeys(ALL_ENGINES, kernel_binary),
+        pack=pack,
         source=_SOURCE,
         cases=(
             Case(
