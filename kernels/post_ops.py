@@ -225,6 +225,20 @@ def run(total: npt.NDArray[np.int32], chosen: Stage, other: Other | None) -> Arr
     return y.view(chosen.dtype.storage)
 
 
+def in_registers(chosen: Stage, other: Other | None) -> tuple[requantize.Stage, Rounding] | None:
+    """Return how the compiled tile finishes its sums at once, where it can: to uint8.
+
+    A relu is a clamp at the zero point.
+    """
+    plain = other is None and chosen.unary in ("none", "relu") and not chosen.divides
+    if not plain or chosen.dtype != uint8:
+        return None
+    zero_point = chosen.zero_point
+    low = min(max(zero_point, 0), 255) if chosen.unary == "relu" else 0
+    fast = requantize.SCALED._replace(constants=lambda *_scales: chosen.constants)
+    return fast, Rounding(1.0, zero_point, low, 255)
+
+
 # ---- checks
 
 

@@ -13,7 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import DType, TensorType, float32, format_shape, qint8, uint8
 from refquant.kernels import post_ops, quantized_conv, requantize
-from refquant.kernels.convolve import convolution_sums
+from refquant.kernels.convolve import convolution_sums, convolve
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.onednn_functions import Args
 from refquant.kernels.packing import Layout, PackedArray, packed_of
@@ -428,7 +428,11 @@ def _tiled(
 ) -> Array:
     packed = packed_of(qw, _layout(qw, geometry.dilation, geometry.groups))
     x = QTensor(qx, 1.0, x_zero_point)
-    total = convolution_sums(x, packed, geometry.window(qx.shape[2:]))
+    window = geometry.window(qx.shape[2:])
+    fast = post_ops.in_registers(stage, added)
+    if fast is not None:
+        return convolve(x, packed, None, window, fast[1], fast[0])
+    total = convolution_sums(x, packed, window)
     if added is not None:
         added = added._replace(shifted=np.moveaxis(added.shifted, 1, -1))
     return np.moveaxis(post_ops.run(np.moveaxis(total, 1, -1), stage, added), -1, 1)

@@ -24,7 +24,7 @@ from refquant.ir.types import (
     uint8,
 )
 from refquant.kernels import post_ops, quantized_linear
-from refquant.kernels.convolve import linear_sums
+from refquant.kernels.convolve import linear_product, linear_sums
 from refquant.kernels.onednn_functions import Args, name_of
 from refquant.kernels.packing import Layout, PackedArray, packed_of
 
@@ -390,10 +390,14 @@ def kernel_binary(
         output_dtype or _plain(qx),
         *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
-    total = linear_sums(_quantized(qx, x_zero_point), packed_of(qw, Layout()))
     if binary_post_op == "sum":
         post_ops.check_contiguous(_OP, other=other)
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
+    x, packed = _quantized(qx, x_zero_point), packed_of(qw, Layout())
+    fast = post_ops.in_registers(stage, added)
+    if fast is not None:
+        return linear_product(x, packed, None, fast[1], fast[0])
+    total = linear_sums(x, packed)
     return post_ops.run(total, stage, added)
 
 
