@@ -55,6 +55,14 @@ def exactness(session: nox.Session) -> None:
 
 
 @nox.session
+def ledger(session: nox.Session) -> None:
+    """Compare every quantized operator at full length; write docs/ledger.md and ledger.json."""
+    session.install("-e", ".[test]")
+    command = ("python", "-m", "refquant.ledger", "--write", "docs")
+    session.run(*command, *(session.posargs or ["--long"]))
+
+
+@nox.session
 def exhaustive(session: nox.Session) -> None:
     """Compare quantize_per_tensor with torch for every float32."""
     session.install("-e", ".[test]")
@@ -77,7 +85,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time networks, observers and fake-quants against torch, in one process, as ratios."""
+    """Time operators, networks and observers against torch, in one process, as ratios."""
     session.install("-e", ".[test]")
-    for script in ("networks.py", "observers.py"):
+    for script in ("operators.py", "networks.py", "observers.py"):
         session.run("python", str(Path("benchmarks") / script), *session.posargs)

@@ -1,6 +1,6 @@
 """Time observers, quantizers and fake-quants against torch, interleaved in one process.
 
-``python benchmarks/observers.py [--runs 50] [--elements 1000000]``. One thread. Every pair is
+``python benchmarks/observers.py [--elements 1000000]``. One thread. Every pair is
 first compared bit for bit; ratios are torch's time over ours.
 """
 
@@ -8,46 +8,23 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from pairs import Pair, isa, kernel, report
 from torch.ao.quantization import observer as torch_observer
 
 from refquant import Target, observer, qint8, qint32, quint8
-from refquant.ir.op import OPS
-from refquant.ir.qtensor import QTensor
-
-
-class Pair(NamedTuple):
-    """The same work by refquant and by torch; both return what is compared."""
-
-    name: str
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
-    wanted: float | None = None
-
-
-def this_target() -> Target:
-    """Return the machine that torch is on here."""
-    isa = {"AVX512": "avx512_vnni", "AVX2": "avx2", "DEFAULT": "default"}
-    return Target("fbgemm", isa[torch.backends.cpu.get_cpu_capability()])
-
-
-def kernel(name: str) -> Callable[..., Any]:
-    """Return what a graph calls for an op: its checks were made when the graph was."""
-    return OPS[name].bind(this_target(), fast=True)
 
 
 def observers(x: Any) -> Iterator[Pair]:
     """Yield the observers' passes over the data, and the search of the histogram."""
-    target = this_target()
+    target = Target("fbgemm", isa())
     tensor = torch.from_numpy(x)
 
     def observe(module: Any, data: Any) -> Callable[[], Any]:
@@ -178,49 +155,15 @@ def fake_quants(x: Any) -> Iterator[Pair]:
     )
 
 
-def bits(result: Any) -> list[Any]:
-    """Return the arrays in a result of refquant or torch."""
-    if isinstance(result, tuple | list):
-        return [array for part in result for array in bits(part)]
-    if isinstance(result, torch.Tensor):
-        return [(result.int_repr() if result.is_quantized else result).numpy()]
-    return [result.int_repr if isinstance(result, QTensor) else np.asarray(result)]
-
-
-def is_exact(pair: Pair) -> bool:
-    """Whether both give equal arrays."""
-    ours, theirs = bits(pair.ours()), bits(pair.theirs())
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Print a line for each pair: microseconds, the ratio of the fastest runs, the median."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--elements", type=int, default=1_000_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     x = np.random.default_rng(0).standard_normal(arguments.elements).astype(np.float32)
-    print(f"{'':50} exact   ours us  torch us  ratio  median  wanted")
-    for family in (observers, quantizers, fake_quants):
-        for pair in family(x):
-            exact = is_exact(pair)
-            times = [(seconds(pair.ours), seconds(pair.theirs)) for _ in range(arguments.runs)]
-            ours, theirs = (min(column) for column in zip(*times, strict=True))
-            median = statistics.median(b / a for a, b in times)
-            wanted = "" if pair.wanted is None else f"{pair.wanted:g}"
-            print(
-                f"{pair.name:50} {exact!s:5} {ours * 1e6:9.0f} {theirs * 1e6:9.0f} "
-                f"{theirs / ours:6.2f} {median:7.2f} {wanted:>7}"
-            )
+    report(pair for family in (observers, quantizers, fake_quants) for pair in family(x))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def require_torch() -> Any:
 def to_tensor(tensor: Any) -> Tensor:
     """Return a torch tensor as an array or QTensor with the same strides."""
     torch = require_torch()
+    if tensor.layout == torch._mkldnn:  # packed by oneDNN
+        tensor = tensor.to_dense()
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         layout = str(tensor.layout).removeprefix("torch.")
         raise VerifyError(f"expected a dense tensor on the CPU, got {layout} on {tensor.device}")

@@ -14,6 +14,7 @@ from refquant.importers import torch_quantized as q
 from refquant.importers import torch_tensors as t
 from refquant.importers.builder import Rule
 from refquant.importers.rules import TorchBuilder, unary
+from refquant.importers.torch_onednn import ONEDNN
 from refquant.importers.torch_packed import PACKED, WRAPPED
 from refquant.importers.torch_recurrent import QUANTIZED_RECURRENT
 from refquant.ir.graph import Value
@@ -128,6 +129,7 @@ OPERATORS: dict[str, Rule] = {
     **{f"torch.{name}": rule for name, rule in METHOD_FORMS.items()},
     **{f"torch.{name}": rule for name, rule in m.MAKES_MEMORY.items()},
     **{f"torch.nn.functional.{name}": ATEN[name] for name in _IN_PLACE},
+    **{f"torch.ops.onednn.{name}": rule for name, rule in ONEDNN.items()},
     **{f"torch.ops.quantized.{name}": rule for name, rule in PACKED.items()},
     **{f"torch.ops._quantized.{name}": rule for name, rule in PACKED.items()},
     **{f"torch.ops._quantized.{name}": q.QUANTIZED[name] for name in _DOUBLED},

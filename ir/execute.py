@@ -88,13 +88,13 @@ def _plan(graph: Graph, target: Target, executor: Executor) -> _Plan:
     return plan
 
 
-def _pack_weight(graph: Graph, node: Node, pack: Callable[..., QTensor]) -> None:
+def _pack_weight(graph: Graph, node: Node, pack: Callable[..., Tensor]) -> None:
     """Replace a constant weight by its packed form, so that memory holds it once."""
     weight = node.inputs[1]
     if weight is None or weight.name not in graph.parameters:
         return
     data = graph.parameter(weight.name)
-    if isinstance(data, QTensor):
+    if isinstance(data, QTensor) or data.dtype == np.int8:
         graph.parameters[weight.name] = pack(data, **node.attributes)
 
 

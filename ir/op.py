@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.qtensor import QTensor
+from refquant.ir.qtensor import Tensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
 
@@ -66,7 +66,7 @@ class Op:
     kernels: Mapping[Engine, Callable[..., Any]]
     source: tuple[str, ...]
     cases: tuple[Case, ...]
-    pack: Callable[..., QTensor] | None = None
+    pack: Callable[..., Tensor] | None = None
 
     @property
     def doc(self) -> str:

@@ -165,12 +165,33 @@ OPS.declare(
         "mean": ("aten::mean",),
         "new_full": ("aten::new_full",),
         "observe": ("observer::observe",),
+        "onednn_arithmetic": tuple(
+            f"onednn::{name}.tensor" for name in ("qadd", "qadd_relu", "qmul")
+        ),
+        "onednn_batch_norm": ("onednn::qbatch_norm2d",),
+        "onednn_linear_fp16": (
+            *("onednn::linear_dynamic_fp16", "onednn::linear_relu_dynamic_fp16"),
+        ),
         "pad": ("aten::pad",),
         "permute": ("aten::permute", "aten::transpose"),
         "pixel_shuffle": (
             *("aten::channel_shuffle", "aten::pixel_shuffle", "aten::pixel_unshuffle"),
         ),
         "prelu": ("quantized::prelu", "aten::prelu"),
+        "qconv_pointwise": tuple(
+            f"onednn::{name}_pointwise{form}"
+            for name, forms in (
+                ("qconv", ("", ".tensor")),
+                ("qconv1d", ("",)),
+                ("qconv2d", ("", ".tensor", ".binary", ".binary_tensor")),
+                ("qconv3d", ("",)),
+            )
+            for form in forms
+        ),
+        "qlinear_pointwise": tuple(
+            f"onednn::qlinear_pointwise{form}"
+            for form in ("", ".tensor", ".binary", ".binary_tensor")
+        ),
         "quantize_per_channel": ("aten::quantize_per_channel",),
         "quantize_per_tensor": (
             "aten::quantize_per_tensor",

@@ -19,6 +19,7 @@ from refquant.ir.types import DType, QParams, TensorType, qint32
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.lookup import look_up
 from refquant.kernels.pointwise import (
     body_mask,
     body_rule,
@@ -142,36 +143,32 @@ def _quantize(
         q[i] = quantize(real[i], inverse, zero_point, low, high, rule)
 
 
-@jit
-def _look_up(q: Any, table: Any, out: Any) -> None:
-    for i in range(q.size):
-        out[i] = table[q[i]]
+Loop = Callable[[Array, Array], None]
 
 
 class _Loops(NamedTuple):
-    """The compiled body and tail for one set of parameters: integers to integers."""
+    """The compiled body and tail for one set of parameters: from integers, into integers."""
 
-    body: Callable[[Array], Array]
-    tail: Callable[[Array], Array]
+    body: Loop
+    tail: Loop
 
 
 def _loops(x: QTensor, qparams: QParams, formula: Formula, target: Target) -> _Loops:
     dtype = x.dtype
     (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
 
-    def run(q: Array, fused: bool, function: Function, rule: int) -> Array:
-        real, result = np.empty(q.size, np.float32), np.empty(q.size, q.dtype)
+    def run(q: Array, into: Array, fused: bool, function: Function, rule: int) -> None:
+        real = np.empty(q.size, np.float32)
         _dequantize(q, np.float32(s), z, fused, real)
         inverse = rounding.reciprocal(scale)
-        _quantize(function(real), inverse, zero_point, *dtype.limits, rule, result)
-        return result
+        _quantize(function(real), inverse, zero_point, *dtype.limits, rule, into)
 
-    def body(q: Array) -> Array:
+    def body(q: Array, into: Array) -> None:
         fused = formula.fused_input and target.fused_multiply_add
-        return run(q, fused, formula.in_body(target), body_rule(dtype, target))
+        run(q, into, fused, formula.in_body(target), body_rule(dtype, target))
 
-    def tail(q: Array) -> Array:
-        return run(q, False, formula.tail, BEFORE)
+    def tail(q: Array, into: Array) -> None:
+        run(q, into, False, formula.tail, BEFORE)
 
     return _Loops(body, tail)
 
@@ -180,19 +177,18 @@ def _tabulated(loops: _Loops, dtype: DType) -> _Loops:
     """Evaluate the loops once for each of the 256 integers, then look up."""
     every = np.arange(256, dtype=np.uint8).view(dtype.storage)
 
-    def looking_up(loop: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        table: list[Array] = []
+    def looking_up(loop: Loop) -> Loop:
+        table = np.empty_like(every)
+        filled = False
 
-        def look_up(q: Array) -> Array:
-            if not q.size:
-                return q
-            if not table:
-                table.append(loop(every))
-            result = np.empty_like(q)
-            _look_up(q.view(np.uint8), table[0], result)
-            return result
+        def look_up_all(q: Array, into: Array) -> None:
+            nonlocal filled
+            if not filled and q.size:
+                loop(every, table)
+                filled = True
+            look_up(q, table, into)
 
-        return look_up
+        return look_up_all
 
     return _Loops(looking_up(loops.body), looking_up(loops.tail))
 
@@ -207,18 +203,25 @@ def apply_compiled(
         loops = _tabulated(loops, dtype)
     width = vector_width(dtype)
     if (target.engine, dtype) in formula.all_tail:
-        flat = np.ascontiguousarray(q).reshape(-1)
-        out[...] = loops.tail(flat).reshape(q.shape)
+        out[...] = _through(loops.tail, q.reshape(-1)).reshape(q.shape)
     elif same_memory(out, q):
         flat, into = memory_order(q), memory_order(out)
         for start, middle, end in chunks(q.size, target, width):
-            into[start:middle] = loops.body(flat[start:middle])
-            into[middle:end] = loops.tail(flat[middle:end])
+            loops.body(flat[start:middle], into[start:middle])
+            loops.tail(flat[middle:end], into[middle:end])
     else:
         mask = body_mask(out, [q], target, width)
-        out[mask] = loops.body(q[mask])
-        out[~mask] = loops.tail(q[~mask])
+        out[mask] = _through(loops.body, q[mask])
+        out[~mask] = _through(loops.tail, q[~mask])
     return QTensor(out, *_pair(qparams), None, dtype)
+
+
+def _through(loop: Loop, q: Array) -> Array:
+    """Return what a loop makes of some integers."""
+    contiguous = np.ascontiguousarray(q)
+    into = np.empty_like(contiguous)
+    loop(contiguous, into)
+    return into
 
 
 def _pair(qparams: QParams) -> tuple[float, int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
@@ -320,6 +320,7 @@ def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op
     )
 
 
+OTHERS = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 OPS = (
     _op(
         1,
@@ -344,6 +345,15 @@ OPS = (
                 {"output_size": [1, 1]},
                 [[[[8]]]],
                 "rint(15 / 2)",
+                OTHERS,
+            ),
+            Case(
+                "one_pixel_of_qnnpack",
+                (_u8([[[[8, 7]]]]),),
+                {"output_size": [1, 1]},
+                [[[[7]]]],
+                "rint(1 / 2) + 7",
+                (Engine.QNNPACK,),
             ),
             Case(
                 "channels_last",
@@ -351,6 +361,7 @@ OPS = (
                 {"output_size": [1, 1]},
                 np.reshape([8, 8], (1, 2, 1, 1)),
                 "rint(1 / 2 + 7)",
+                OTHERS,
             ),
             Case(
                 "scrambled",

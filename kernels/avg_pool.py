@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Isa, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import Rule, average, average_compiled, divisors, reciprocals
@@ -357,6 +357,7 @@ def _op(
     )
 
 
+OTHERS = (Engine.FBGEMM, Engine.ONEDNN, Engine.X86)
 OPS = (
     _op(
         1,
@@ -367,6 +368,13 @@ OPS = (
                 *("ties", (_u8([[8, 7, 8, 9]]),)),
                 {"kernel_size": [2]},
                 *([[8, 8]], "7.5 and 8.5 go to 8: the zero point is added before rounding"),
+                engines=OTHERS,
+            ),
+            Case(
+                *("ties_of_qnnpack", (_u8([[[8, 7, 8, 9]]]),)),
+                {"kernel_size": [2]},
+                *([[[7, 9]]], "0.5 and 1.5 are rounded before the zero point is added"),
+                engines=(Engine.QNNPACK,),
             ),
         ),
     ),
@@ -380,6 +388,7 @@ OPS = (
                 {"kernel_size": [1, 2]},
                 np.reshape([7] * 16 + [8], (1, 17, 1, 1)),
                 "0.5 rounds to 0 before 7 is added, but in the last channel 7.5 rounds to 8",
+                engines=OTHERS,
             ),
             Case(
                 *("padding", (_u8([[[[11, 7], [7, 7]]]]),)),
@@ -390,6 +399,7 @@ OPS = (
                 *("without_padding", (_u8([[[[11, 7], [7, 7]]]]),)),
                 {"kernel_size": [2, 2], "padding": [1, 1], "count_include_pad": False},
                 *([[[[11, 7], [7, 7]]]], "a window of one element"),
+                engines=OTHERS,
             ),
             Case(
                 *("float", (np.array([[[1e8, 1], [-1e8, 1]]], np.float32),)),

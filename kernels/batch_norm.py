@@ -38,7 +38,7 @@ def _inverse_deviation(var: F32, eps: float) -> F32:
     return np.asarray(1.0 / root.astype(np.float64)).astype(np.float32)
 
 
-def _coefficients(
+def coefficients(
     weight: F32, bias: F32, mean: F32, var: F32, eps: float, scale: float, output_scale: float
 ) -> tuple[F32, F32]:
     """Return the factor and the summand of each channel, in steps of the result."""
@@ -156,7 +156,7 @@ def _normalise(
     per_channel = (-1, *(1,) * (x.ndim - 2))
     alpha, beta = (
         part.reshape(per_channel)
-        for part in _coefficients(weight, bias, mean, var, eps, float(qx.scale), output_scale)
+        for part in coefficients(weight, bias, mean, var, eps, float(qx.scale), output_scale)
     )
     distance = (x.astype(np.int64) - qx.zero_point).astype(np.float32)
     y = multiply_add(distance, alpha, beta, target)
@@ -348,7 +348,7 @@ def _run(
     relu: bool,
 ) -> QTensor:
     x, (low, high) = qx.int_repr, qx.dtype.limits
-    alpha, beta = _coefficients(weight, bias, mean, var, eps, float(qx.scale), output_scale)
+    alpha, beta = coefficients(weight, bias, mean, var, eps, float(qx.scale), output_scale)
     rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     y = np.empty(rows.shape, x.dtype)
     floor = output_zero_point if relu else low

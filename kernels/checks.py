@@ -21,15 +21,12 @@ from refquant.ir.types import (
 QUANTIZED = (quint8, qint8, qint32)
 
 
-def per_tensor(
-    op: str, x: TensorType, accepted: tuple[DType, ...] = QUANTIZED
-) -> tuple[float, int]:
-    """Return scale and zero point of a value that must be quantized per tensor."""
+def per_tensor(op: str, x: TensorType, accepted: tuple[DType, ...] = QUANTIZED) -> None:
+    """Check that a value is quantized per tensor; its parameters may be chosen at run time."""
     if x.dtype not in accepted:
         raise VerifyError(f"{op}: dtype must be one of {_list(accepted)}, got {x.dtype}")
-    if x.qparams is None or x.qparams.axis is not None:
+    if x.qparams is not None and x.qparams.axis is not None:
         raise VerifyError(f"{op}: expected a value quantized per tensor, got {x}")
-    return x.per_tensor()
 
 
 def float_or_per_tensor(op: str, x: TensorType, accepted: tuple[DType, ...] = QUANTIZED) -> bool:

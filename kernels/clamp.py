@@ -13,7 +13,8 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.layout import empty_suggested, is_channels_last
+from refquant.kernels.layout import empty_suggested, is_channels_last, memory_order, suggested
+from refquant.kernels.pointwise import limit
 from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
@@ -27,12 +28,12 @@ def _limit(
     x: QTensor | Array, low: float | None, high: float | None, target: Target
 ) -> QTensor | Array:
     if isinstance(x, QTensor):
-        out = empty_suggested(x.int_repr, x.int_repr.dtype)
+        y = empty_suggested(x.int_repr, x.int_repr.dtype)
         least, most = (
-            limit if bound is None else _bound(x, bound)
-            for bound, limit in zip((low, high), x.dtype.limits, strict=True)
+            end if bound is None else _bound(x, bound)
+            for bound, end in zip((low, high), x.dtype.limits, strict=True)
         )
-        y = np.clip(x.int_repr, least, most, out=out)
+        limit(memory_order(suggested(x.int_repr)), least, most, memory_order(y))
         if target.engine in SCRAMBLING and x.dtype == quint8 and is_channels_last(y):
             return x.with_int_repr(np.moveaxis(y, 1, -1).reshape(y.shape))
         return x.with_int_repr(y)

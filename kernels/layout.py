@@ -7,6 +7,7 @@ the end of the *memory*, not of the shape.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
+Ints = tuple[int, ...]
 
 
 def is_channels_last(x: Array) -> bool:
@@ -27,28 +29,49 @@ def is_channels_last(x: Array) -> bool:
     >>> is_channels_last(x), is_channels_last(np.ascontiguousarray(x))
     (True, False)
     """
-    if x.ndim not in (4, 5) or x.strides[1] == 0:
+    return x.ndim in (4, 5) and _is_channels_last(x.shape, x.strides)
+
+
+@lru_cache(maxsize=4096)  # these questions are asked of every operand of every node
+def _is_channels_last(shape: Ints, strides: Ints) -> bool:
+    if strides[1] == 0:
         return False
     smallest = 0
-    for dim in (1, *range(x.ndim - 1, 1, -1), 0):
-        if x.shape[dim] == 0 or x.strides[dim] < smallest:
+    for dim in (1, *range(len(shape) - 1, 1, -1), 0):
+        if shape[dim] == 0 or strides[dim] < smallest:
             return False
-        if dim == 0 and smallest == x.strides[1]:
+        if dim == 0 and smallest == strides[1]:
             return False
-        smallest = x.strides[dim] * max(x.shape[dim], 1)
+        smallest = strides[dim] * max(shape[dim], 1)
     return True
 
 
-def _dense_permutation(x: Array) -> tuple[int, ...] | None:
+@lru_cache(maxsize=4096)
+def _dense_permutation(shape: Ints, strides: Ints, itemsize: int) -> Ints | None:
     """Dimensions from outermost to innermost, or None if the array is not dense."""
-    order = sorted(range(x.ndim), key=lambda d: (-x.strides[d], d) if x.shape[d] > 1 else (0, d))
-    expected = x.itemsize
+    order = sorted(range(len(shape)), key=lambda d: (-strides[d], d) if shape[d] > 1 else (0, d))
+    expected = itemsize
     for dim in reversed(order):
-        if x.shape[dim] > 1:
-            if x.strides[dim] != expected:
+        if shape[dim] > 1:
+            if strides[dim] != expected:
                 return None
-            expected *= x.shape[dim]
+            expected *= shape[dim]
     return tuple(order)
+
+
+def _permutation(x: Array) -> Ints | None:
+    """Return the permutation of an array that is dense and not empty."""
+    return _dense_permutation(x.shape, x.strides, x.itemsize) if x.size else None
+
+
+def _with_channels_last(x: Array) -> Array:
+    """Move the channels to the end; a view."""
+    return x.transpose(0, *range(2, x.ndim), 1)
+
+
+def _with_channels_second(x: Array) -> Array:
+    """Move the channels back; a view."""
+    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 def memory_permutation(x: Array) -> tuple[int, ...]:
@@ -59,7 +82,7 @@ def memory_permutation(x: Array) -> tuple[int, ...]:
     >>> memory_permutation(np.zeros((2, 4, 4, 3)).transpose(0, 3, 1, 2))
     (0, 2, 3, 1)
     """
-    permutation = None if x.size == 0 else _dense_permutation(x)
+    permutation = _permutation(x)
     return tuple(range(x.ndim)) if permutation is None else permutation
 
 
@@ -111,7 +134,7 @@ def channel_nest(x: Array, axis: int) -> ChannelNest:
 
 def is_dense(x: Array) -> bool:
     """Whether the elements fill their memory without gaps or overlap, in any order."""
-    return x.size == 0 or _dense_permutation(x) is not None
+    return x.size == 0 or _permutation(x) is not None
 
 
 def memory_order(x: Array) -> Array:
@@ -127,7 +150,7 @@ def memory_order(x: Array) -> Array:
     """
     if x.flags.c_contiguous:
         return x.reshape(-1)
-    permutation = None if x.size == 0 else _dense_permutation(x)
+    permutation = _permutation(x)
     if permutation is None:
         return np.ascontiguousarray(x).reshape(-1)
     return x.transpose(permutation).reshape(-1)
@@ -153,7 +176,7 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
 def empty_like(x: Array, dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised array with the shape of ``x`` and, where dense, its strides."""
-    if x.size == 0 or _dense_permutation(x) is None:
+    if _permutation(x) is None:
         return np.empty(x.shape, dtype)
     itemsize = np.dtype(dtype).itemsize
     strides = tuple(stride // x.itemsize * itemsize for stride in x.strides)
@@ -190,7 +213,7 @@ def empty_strided_like(x: Array) -> Array:
 def empty_channels_last(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     """Return an uninitialised (N, C, ...) array whose memory is (N, ..., C)."""
     n, c, *spatial = shape
-    return np.moveaxis(empty_aligned((n, *spatial, c), dtype), -1, 1)
+    return _with_channels_second(empty_aligned((n, *spatial, c), dtype))
 
 
 def channels_last(x: Array) -> Array:
@@ -201,7 +224,7 @@ def channels_last(x: Array) -> Array:
     >>> channels_last(np.zeros((1, 3, 4, 4), np.uint8)).strides
     (48, 1, 12, 3)
     """
-    return np.moveaxis(c_order(np.moveaxis(x, 1, -1)), -1, 1)
+    return _with_channels_second(c_order(_with_channels_last(x)))
 
 
 def is_contiguous_channels_last(x: Array) -> bool:
@@ -215,7 +238,7 @@ def is_contiguous_channels_last(x: Array) -> bool:
     >>> is_contiguous_channels_last(x), is_channels_last(x)
     (True, False)
     """
-    return x.ndim in (4, 5) and np.moveaxis(x, 1, -1).flags.c_contiguous
+    return x.ndim in (4, 5) and _with_channels_last(x).flags.c_contiguous
 
 
 def empty_suggested(x: Array, dtype: npt.DTypeLike, shape: tuple[int, ...] | None = None) -> Array:

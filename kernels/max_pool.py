@@ -260,25 +260,39 @@ def _infer(rank: int) -> Callable[..., TensorType]:
 
 
 @jit
-def _fill(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, y: Any) -> None:
-    inner = x.shape[4]
+def _raise(target: Any, source: Any) -> None:
+    """Take the larger of two elements, for each."""
+    for i in range(target.size):
+        one, other = target[i], source[i]
+        target[i] = other if other > one else one
+
+
+@jit
+def _fill(
+    x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, lowest: Any, y: Any
+) -> None:
+    """Take the maximum over depth and height first, which are whole rows of memory."""
+    width, inner = x.shape[3], x.shape[4]
+    line = np.empty(width * inner, y.dtype)
+    pixels = line.reshape(width, inner)
     for n in range(y.shape[0]):
         for od in range(y.shape[1]):
             for oh in range(y.shape[2]):
+                line[:] = lowest
                 for kd in range(kernel[0]):
                     d = od * stride[0] - padding[0] + kd * dilation[0]
                     if d < 0 or d >= x.shape[1]:
                         continue
                     for kh in range(kernel[1]):
                         h = oh * stride[1] - padding[1] + kh * dilation[1]
-                        if h < 0 or h >= x.shape[2]:
-                            continue
-                        for kw in range(kernel[2]):
-                            shift = kw * dilation[2] - padding[2]
-                            if inner == 1:
-                                _row(x[n, d, h, :, 0], shift, stride[2], y[n, od, oh, :, 0])
-                            else:
-                                _pixels(x[n, d, h], shift, stride[2], y[n, od, oh])
+                        if h >= 0 and h < x.shape[2]:
+                            _raise(line, x[n, d, h].reshape(line.size))
+                for kw in range(kernel[2]):
+                    shift = kw * dilation[2] - padding[2]
+                    if inner == 1:
+                        _row(line, shift, stride[2], y[n, od, oh, :, 0])
+                    else:
+                        _pixels(pixels, shift, stride[2], y[n, od, oh])
 
 
 @jit
@@ -287,9 +301,7 @@ def _row(x: Any, shift: int, stride: int, y: Any) -> None:
     first = max(-(shift // stride), 0)
     last = min((x.size - 1 - shift) // stride + 1, y.size)
     if first < last:
-        source, target = x[first * stride + shift :: stride], y[first:last]
-        for o in range(target.size):
-            target[o] = max(target[o], source[o])
+        _raise(y[first:last], x[first * stride + shift :: stride])
 
 
 @jit
@@ -298,9 +310,7 @@ def _pixels(x: Any, shift: int, stride: int, y: Any) -> None:
     for o in range(y.shape[0]):
         w = o * stride + shift
         if 0 <= w < x.shape[0]:
-            target, source = y[o], x[w]
-            for c in range(target.size):
-                target[c] = max(target[c], source[c])
+            _raise(y[o], x[w])
 
 
 def _max_compiled(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
@@ -308,12 +318,13 @@ def _max_compiled(x: QTensor, geometry: Geometry, ceil_mode: bool) -> Array:
     volume = as_volume(x.int_repr, rank)
     lengths = _lengths(x.int_repr, geometry, ceil_mode)
     shape = (volume.shape[0], *(1,) * (3 - rank), *lengths, volume.shape[4])
-    y = np.full(shape, x.dtype.limits[0], x.int_repr.dtype)
+    lowest = x.int_repr.dtype.type(x.dtype.limits[0])
+    y = np.full(shape, lowest, x.int_repr.dtype)
     fills = (1, 1, 0, 1)
     kernel, stride, padding, dilation = (
         (f,) * (3 - rank) + g for f, g in zip(fills, geometry, strict=True)
     )
-    _fill(volume, kernel, stride, padding, dilation, y)
+    _fill(volume, kernel, stride, padding, dilation, lowest, y)
     return from_volume(y, lengths, x.int_repr, rank)
 
 

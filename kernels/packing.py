@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
+from refquant.ir.types import qint8
 from refquant.kernels.registers import BLOCK, LANES, PANEL, depthwise_order
 from refquant.kernels.requantize import Constants, Rule
 
@@ -271,6 +272,37 @@ class PackedWeight(QTensor):
         floats = (each.addend, each.factor, each.multiplier)
         addend, factor, multiplier = (values[order] for values in floats)
         return Lanes(correction[order], addend, factor, multiplier, each.output)
+
+
+class PackedArray(np.ndarray[Any, np.dtype[np.int8]]):
+    """A plain int8 weight that carries its packed form; read-only, so that both stay the same.
+
+    Parts and copies of it are plain again.
+
+    Examples
+    --------
+    >>> kept = PackedArray.of(np.int8([[1, 2, 3], [4, 5, 6]]), Layout())
+    >>> packed_of(kept, Layout()) is kept.packed, kept[:1].packed
+    (True, None)
+    """
+
+    packed: PackedWeight | None = None
+
+    @classmethod
+    def of(cls, weight: Array, layout: Layout) -> PackedArray:
+        """Return the weight with its form in ``layout``."""
+        kept = np.asarray(weight).view(cls)
+        kept.packed = packed_of(weight, layout)
+        kept.flags.writeable = False
+        return kept
+
+
+def packed_of(weight: Array, layout: Layout) -> PackedWeight:
+    """Return a plain int8 weight in ``layout``, packed only if it is not; its scale is 1."""
+    found = weight.packed if isinstance(weight, PackedArray) else None
+    if found is None:
+        found = PackedWeight(QTensor(np.asarray(weight), 1.0, 0, None, qint8), layout)
+    return PackedWeight.of(found, layout)
 
 
 def _unread(channels: int) -> Constants:

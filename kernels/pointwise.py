@@ -171,7 +171,14 @@ def body_rule(dtype: DType, target: Target) -> int:
 
 
 @jit
-def limit(q: Any, low: int, high: int, out: Any) -> None:
-    """Limit integers to ``[low, high]``, compiled: NumPy's maximum with a scalar is slow."""
+def _limit(q: Any, low: Any, high: Any, out: Any) -> None:
+    # Comparisons in the dtype itself become single instructions; min and max widen.
     for i in range(q.size):
-        out[i] = min(max(np.int32(q[i]), np.int32(low)), np.int32(high))
+        value = q[i]
+        value = low if value < low else value
+        out[i] = high if value > high else value
+
+
+def limit(q: Integers, low: int, high: int, out: Integers) -> None:
+    """Limit contiguous integers to ``[low, high]``, compiled: NumPy's maximum is slow."""
+    _limit(q, q.dtype.type(low), q.dtype.type(high), out)

@@ -223,7 +223,8 @@ def infer(qa: TensorType, qb: TensorType, scale: float, zero_point: int) -> Tens
 
 def infer_out(qa: TensorType, qb: TensorType, out: TensorType) -> TensorType:
     """Check the result's memory too."""
-    made = infer(qa, qb, *checks.per_tensor("quantized::add.out", out))
+    checks.per_tensor("quantized::add.out", out)
+    made = infer(qa, qb, *out.per_tensor())
     if made != out:
         raise VerifyError(f"quantized::add.out: out must be {made}, got {out}")
     return made

@@ -115,7 +115,10 @@ def _add(qa: QTensor, b: float, *, relu: bool) -> QTensor:
 
 def infer(qa: TensorType, b: float) -> TensorType:
     """Check the operand; scale and zero point follow from the constant."""
-    scale, zero_point = checks.per_tensor("quantized::add_scalar", qa)
+    checks.per_tensor("quantized::add_scalar", qa)
+    if qa.qparams is None:
+        return qa
+    scale, zero_point = qa.per_tensor()
     to = shift(scale, zero_point, b, qa.dtype)
     qparams = checks.output_qparams("quantized::add_scalar", qa.dtype, to.scale, to.zero_point)
     return TensorType(qa.dtype, qa.shape, qparams)

@@ -178,7 +178,9 @@ def check_weight(op: str, weight: TensorType, rank: int, axis: int = 0) -> None:
     """Check a constant weight: qint8, per tensor or per channel along ``axis``."""
     if weight.dtype != qint8:
         raise VerifyError(f"{op}: weight must be qint8, got {weight.dtype}")
-    if weight.qparams is None or weight.qparams.axis not in (None, axis):
+    if weight.qparams is None:
+        raise UnsupportedError(f"{op}: a weight quantized at run time is not supported")
+    if weight.qparams.axis not in (None, axis):
         raise VerifyError(
             f"{op}: weight must be quantized per tensor or along axis {axis}, got {weight}"
         )

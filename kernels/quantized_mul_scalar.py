@@ -91,7 +91,10 @@ def _multiply(qa: QTensor, b: float, *, relu: bool) -> QTensor:
 
 def infer(qa: TensorType, b: float) -> TensorType:
     """Check the operand; scale and zero point follow from the constant."""
-    scale, zero_point = checks.per_tensor("quantized::mul_scalar", qa)
+    checks.per_tensor("quantized::mul_scalar", qa)
+    if qa.qparams is None:
+        return qa
+    scale, zero_point = qa.per_tensor()
     return TensorType(qa.dtype, qa.shape, QParams(*scaled(scale, zero_point, float(b), qa.dtype)))
 
 

@@ -322,9 +322,51 @@ def packing_models(name: str) -> list[Model]:
 PACKING = [
     name
     for name in ACCESSORS
-    if not name.startswith("aten::")
+    if not name.startswith(("aten::", "onednn::"))
     and not any(part in name for part in ("cell_params", "wrapped", "embedding"))
 ]
+
+
+# ---- oneDNN: more models are in test_pt2e.py
+
+
+_BYTES = torch.arange(0, 234, 13, dtype=torch.uint8).reshape(3, 6)
+_SIGNED = torch.arange(-120, 120, 5, dtype=torch.int8).reshape(8, 6)
+
+
+@shows("onednn::qlinear_prepack")
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        given = (x, 0.1, 3, op(m.weight, None), torch.ones(1), torch.zeros(1, dtype=torch.int32))
+        return torch.ops.onednn.qlinear_pointwise(*given, None, 9.0, 120, None, "none", [], "")
+
+    return [(One(call, weight=_SIGNED), (_BYTES,))]
+
+
+@shows("onednn::linear_prepack_fp16")
+def _(op: Any) -> list[Model]:
+    weight = _SIGNED / 7.0
+
+    def inside(m: Any, x: torch.Tensor) -> Any:
+        return torch.ops.onednn.linear_dynamic_fp16(x, op(m.weight, None), None)
+
+    def held(m: Any, x: torch.Tensor) -> Any:
+        return torch.ops.onednn.linear_relu_dynamic_fp16(x, m.packed, m.bias)
+
+    x = _BYTES / 100.0
+    constants = {"weight": weight, "packed": op(weight, None), "bias": torch.arange(8.0)}
+    return [(One(call, **constants), (x,)) for call in (inside, held)]
+
+
+@shows("onednn::qconv_prepack")
+def _(op: Any) -> list[Model]:
+    def call(m: Any, x: torch.Tensor) -> Any:
+        scale, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+        packed = op(m.weight, scale, 0.1, 3, [1], [0], [1], 1, None)
+        given = (x, 0.1, 3, packed, scale, zero, None, [1], [0], [1], 1)
+        return torch.ops.onednn.qconv1d_pointwise(*given, 9.0, 120, None, "none", [], None)
+
+    return [(One(call, weight=_SIGNED.reshape(4, 6, 2)), (_BYTES.reshape(1, 6, 3),))]
 
 
 @shows("quantized::conv2d.new", "quantized::conv2d_relu.new")

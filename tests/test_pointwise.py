@@ -366,6 +366,11 @@ def test_scalar_tails_of_exponential_units(alpha: float) -> None:
             assert_matches_torch("quantized::elu", (x,), attributes)
 
 
+def ordered(min: float | None = None, max: float | None = None) -> bool:
+    """Whether both bounds are given, the lower one first."""
+    return min is not None and max is not None and min + 1e-3 < max
+
+
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
 def test_activations_of_every_integer_under_qnnpack(dtype: DType) -> None:
     rng = np.random.default_rng(12)
@@ -379,7 +384,7 @@ def test_activations_of_every_integer_under_qnnpack(dtype: DType) -> None:
                 assert_matches_torch(name, (operand,), usual, target)
                 with pytest.raises(UnsupportedError, match="qnnpack accepts"):
                     OPS[name].bind(target, fast=True)(operand, **attributes)
-            elif Engine.QNNPACK in OPS[name].kernels:
+            elif name != "aten::clamp" or ordered(**attributes):  # or torch refuses
                 assert_matches_torch(name, (operand,), attributes, target)
 
 

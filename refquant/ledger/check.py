@@ -19,9 +19,10 @@ from refquant.ledger import oracle
 from refquant.ledger.cell import Call, Cell
 from refquant.ledger.draw import SAMPLERS
 
-SMALL, LARGE = 600, 150_000  # elements of a sample
+SMALL, LARGE = 600, 300_000  # elements of a sample
 LARGE_EVERY = 8
 REFERENCE_UP_TO = 5_000  # elements of operands or result; the NumPy formula is slow
+ENOUGH = 400  # samples of a cell whose results are single numbers, for each million elements
 REFUSED_AFTER = 12  # samples that torch refused, with none accepted
 
 
@@ -183,7 +184,8 @@ def run(
     started = time.perf_counter()
     outcome = Outcome()
     index = 0
-    while outcome.elements < elements and index < 4 * LARGE_EVERY + elements // SMALL:
+    most = max(4 * LARGE_EVERY, ENOUGH * elements // 1_000_000)
+    while outcome.elements < elements and index < most:
         _compare(cell, index, seed, executors, outcome)
         index += 1
         if index == REFUSED_AFTER and not outcome.samples:

@@ -137,6 +137,9 @@ ACCESSORS: dict[str, str] = {
         )
     },
     "_quantized::linear_prepack_fp16": _PACK,
+    "onednn::qlinear_prepack": _PACK,
+    "onednn::qconv_prepack": _PACK,
+    "onednn::linear_prepack_fp16": _PACK,
     "_quantized::_wrapped_linear_prepack": _PACK,
     "_quantized::wrapped_fbgemm_pack_gemm_matrix_fp16": _PACK,
     **{
@@ -168,22 +171,10 @@ def _waiting(namespace: str, names: str, reason: str) -> dict[str, str]:
     return {name: reason for name in full if name not in OPS}
 
 
-_POINTWISE = "pt2e's operators of oneDNN"
-
 NOT_COVERED: dict[str, str] = {
     **_waiting(
         "quantized",
         "int4mm_packed_weight_cpu",
         "4-bit weights of groups: float sums in an order of the machine's own",
-    ),
-    **_waiting(
-        "onednn",
-        "linear_dynamic_fp16 linear_prepack_fp16 linear_relu_dynamic_fp16 qadd.tensor "
-        "qadd_relu.tensor qbatch_norm2d qmul.tensor qconv1d_pointwise qconv2d_pointwise "
-        "qconv2d_pointwise.binary qconv2d_pointwise.binary_tensor qconv2d_pointwise.tensor "
-        "qconv3d_pointwise qconv_pointwise qconv_pointwise.tensor qconv_prepack "
-        "qlinear_pointwise qlinear_pointwise.binary qlinear_pointwise.binary_tensor "
-        "qlinear_pointwise.tensor qlinear_prepack",
-        _POINTWISE,
     ),
 }

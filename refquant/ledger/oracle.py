@@ -67,6 +67,8 @@ def call_torch(name: str, operands: Sequence[Any], attributes: Mapping[str, Any]
         return deepcopy(from_torch(function(held, **given, **keywords)))
     if any("PackedParamsBase" in str(x.type) for x in schema):
         return from_torch(function(*_packed_arguments(packet, schema, arguments, keywords)))
+    if namespace == "onednn":
+        return from_torch(function(**_packed_for_onednn(packet, schema, arguments, keywords)))
     lists = [x.name for x in schema if str(x.type) in ("List[Tensor]", "List[Optional[Tensor]]")]
     if lists:  # of as many operands as are left
         single = [x.name for x in schema if str(x.type) == "Tensor"]
@@ -122,6 +124,28 @@ def _packed_arguments(
         elif rest:
             placed.append(rest.pop(0))
     return placed
+
+
+def _packed_for_onednn(
+    op: str, schema: Any, tensors: list[Any], keywords: dict[str, Any]
+) -> dict[str, Any]:
+    """Return named arguments with the weight packed; what torch writes to is a copy."""
+    names = [x.name for x in schema if _is_tensor(x)]
+    named = {**dict(zip(names, tensors, strict=True)), **keywords}
+    for name in ("other", "qaccum"):
+        if named.get(name) is not None:
+            named[name] = named[name].clone()
+    pack = torch.ops.onednn
+    if op.startswith("qlinear"):
+        named["qw"] = pack.qlinear_prepack(named["qw"], None)
+    elif op.startswith("qconv"):
+        scale, zero_point = (named[name] for name in ("x_scale", "x_zero_point"))
+        geometry = [list(named[key]) for key in ("stride", "padding", "dilation")]
+        numbers = (float(scale), int(zero_point), *geometry, named["groups"])
+        named["qw"] = pack.qconv_prepack(named["qw"], named["w_scale"], *numbers)
+    elif "fp16" in op:
+        named["w"] = pack.linear_prepack_fp16(named["w"], None)
+    return named
 
 
 def packed_table(table: QTensor) -> Any:

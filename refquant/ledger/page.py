@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -168,18 +169,21 @@ def _differing(found: Found, seed: int) -> Iterator[str]:
 
 
 def _refused(found: Found) -> Iterator[str]:
-    where: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+    """Yield reasons, those that differ in numbers only once, with the machines they hold for."""
+    where: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    example: dict[tuple[str, str], str] = {}
     for cell, outcome in found.items():
         for reason in outcome.unsupported:
-            where[cell.name, reason].append(cell)
+            key = cell.name, re.sub(r"-?[0-9]+", "#", reason)
+            example.setdefault(key, reason.replace("|", "/"))
+            where[key][f"{cell.target.engine}/{cell.target.isa}"] = None
     if not where:
         yield "Nothing."
         return
-    yield "| operator | engines and instruction sets | reason |"
+    yield "| operator | engines and instruction sets | reason, for example |"
     yield "|---|---|---|"
-    for (name, reason), cells in where.items():
-        machines = dict.fromkeys(f"{c.target.engine}/{c.target.isa}" for c in cells)
-        yield f"| {name} | {', '.join(machines)} | {reason.replace('|', '/')} |"
+    for key, machines in where.items():
+        yield f"| {key[0]} | {', '.join(machines)} | {example[key]} |"
 
 
 def _not_covered(states: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

@@ -39,10 +39,13 @@ def dtypes_of(name: str) -> tuple[DType, ...]:
 def _has_a_say(name: str, target: Target) -> bool:
     """Whether engine and instruction set can change what torch does, given another cell.
 
-    ``quantized_decomposed`` is written in Python, for no engine; ``avx512`` differs from
+    ``quantized_decomposed`` is written in Python, for no engine, and ``onednn`` always runs that
+    library, whatever the engine; ``avx512`` differs from
     ``avx512_vnni`` in what fbgemm and oneDNN do, not in torch's own kernels.
     """
     if name.startswith("quantized_decomposed::") and target.engine is not Engine.FBGEMM:
+        return False
+    if name.startswith("onednn::") and target.engine is not Engine.ONEDNN:
         return False
     return target.isa is not Isa.AVX512 or any(fnmatchcase(name, part) for part in _OF_LIBRARIES)
 

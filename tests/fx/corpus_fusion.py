@@ -153,8 +153,7 @@ def _onednn(name: str, model: nn.Module, *inputs: Any, **options: Any) -> None:
     def make() -> Any:
         return qconfigs.static("onednn")
 
-    reason = "ConvAdd" if name.startswith("conv") else "LinearLeakyReLU"
-    options = {"backend": ONEDNN, "engine": "onednn", "runs": reason, **options}
+    options = {"backend": ONEDNN, "engine": "onednn", **options}
     CASES[f"onednn {name}"] = Case(model, inputs, make, **options)
 
 
@@ -202,7 +201,6 @@ CASES["onednn linear tanh"] = Case(
     qconfigs.per_tensor,
     backend=ONEDNN,
     engine="onednn",
-    runs="torch.ao.nn.intrinsic.quantized.LinearTanh",
 )
 CASES["onednn fuse conv add relu"] = Case(
     net(
@@ -246,7 +244,6 @@ CASES["onednn overlapping conv adds"] = Case(
     qconfigs.static,
     backend=ONEDNN,
     engine="onednn",
-    runs="ConvAdd",
 )
 CASES["onednn two convs to add"] = Case(
     net(
@@ -259,7 +256,6 @@ CASES["onednn two convs to add"] = Case(
     qconfigs.static,
     backend=ONEDNN,
     engine="onednn",
-    runs="ConvAdd",
 )
 # The convolution is left and right operand: torch loses one of them.
 CASES["onednn conv added to itself"] = Case(

@@ -127,7 +127,7 @@ _case(
     net(lambda m, x, w: F.linear(x, w)),
     ROWS,
     (4, 8),
-    runs="linear_prepack",
+    runs="a weight quantized at run time",
 )
 _case(
     "embedding",

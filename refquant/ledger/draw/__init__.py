@@ -15,12 +15,13 @@ from refquant.ledger.draw import (
     norms,
     pointwise,
     products,
+    pt2e,
     quantize,
 )
 
 _FAMILIES = (
     *(quantize, products, pointwise, norms, images, moves),
-    *(memory, embeddings, decomposed),
+    *(memory, embeddings, decomposed, pt2e),
 )
 
 SAMPLERS: dict[str, Sampler] = {

@@ -68,8 +68,8 @@ def avg_pool(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
 
 def adaptive_avg_pool(rng: Rng, cell: Cell, size: int, rank: int) -> Call:
     """Draw a size of the result, often one pixel, sometimes more than there are."""
-    x, spatial = images(rng, cell, size, rank)
-    pixel = rng.random() < 0.3
+    x, spatial = images(rng, cell, size * 2**rank, rank)  # a window has about so many pixels
+    pixel = rng.random() < 0.2
     sizes = [1 if pixel else int(rng.integers(1, n + 2)) for n in spatial]
     return Call((x,), {"output_size": sizes})
 
@@ -126,6 +126,7 @@ SAMPLERS: dict[str, Sampler] = {
     **{f"aten::max_pool{n}d": partial(max_pool, rank=n) for n in (1, 2, 3)},
     **{f"aten::avg_pool{n}d": partial(avg_pool, rank=n) for n in (1, 2, 3)},
     **{f"aten::adaptive_avg_pool{n}d": partial(adaptive_avg_pool, rank=n) for n in (1, 2, 3)},
+    "aten::_adaptive_avg_pool3d": partial(adaptive_avg_pool, rank=3),
     **{
         f"aten::{name}{n}d": partial(upsample, rank=n)
         for name in ("upsample_nearest", "_upsample_nearest_exact")

@@ -106,18 +106,6 @@ def as_strided(rng: Rng, cell: Cell, size: int) -> Call:
     return Call((x,), {"size": tuple(lengths), "stride": tuple(steps), "storage_offset": offset})
 
 
-def windows_3d(rng: Rng, cell: Cell, size: int) -> Call:
-    """Draw sizes of the result that rarely divide those of the volume; often 1 x 1 x 1."""
-    channels = int(rng.choice([1, 3, 8, 17, 64, 65]))
-    edges = [int(n) for n in rng.integers(1, 9, 3)]
-    whole = int(np.prod([min(n, 3) for n in edges]))
-    images = max(1, min(8, size // (channels * whole)))
-    layout = str(rng.choice(["contiguous", "channels_last"]))
-    x = quantized(rng, (images, channels, *edges), cell.dtype, layout)
-    sizes = [1, 1, 1] if rng.random() < 0.3 else [int(rng.integers(1, n + 1)) for n in edges]
-    return Call((x,), {"output_size": sizes})
-
-
 _BINARY = ("add", "add_relu", "mul", "mul_relu")
 
 SAMPLERS: dict[str, Sampler] = {
@@ -128,5 +116,4 @@ SAMPLERS: dict[str, Sampler] = {
     "aten::masked_fill.Tensor": masked_fill,
     "aten::equal": equal,
     "aten::as_strided": as_strided,
-    "aten::_adaptive_avg_pool3d": windows_3d,
 }

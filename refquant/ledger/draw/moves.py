@@ -37,6 +37,10 @@ def _few(rng: Rng, x: QTensor) -> QTensor:
 
 def mean(rng: Rng, cell: Cell, size: int) -> Call:
     """Draw the dimensions; sums of integers lie on ties by themselves where the count is even."""
+    if rng.random() < 0.4:
+        count = int(rng.integers(1, 9))
+        x = quantized(rng, (max(1, size // 3), 3, count), cell.dtype)
+        return Call((x,), {"dim": [2], "keepdim": bool(rng.integers(2))})
     x = values(rng, cell, size * int(rng.choice([1, 8])))
     return Call((x,), {"dim": _dimensions(rng, x), "keepdim": bool(rng.integers(2))})
 

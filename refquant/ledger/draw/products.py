@@ -173,11 +173,14 @@ def linear_wrapped(rng: Rng, cell: Cell, size: int) -> Call:
     return Call(tuple(operands), {"out_channel": weight.shape[0]})
 
 
+LARGEST = 2_000_000  # elements of an operand
+
+
 def linear_fp16(rng: Rng, cell: Cell, size: int) -> Call:
     """Draw float rows and weights, some of them at ties of float16 or beyond its range."""
     depth = int(rng.choice([1, 7, 64, 511, 512, 513, 1100]))
     channels = int(rng.choice([1, 5, 31, 32, 33, 64, 95, 130]))
-    rows = max(1, size // channels)
+    rows = max(1, min(size // channels, LARGEST // depth))
     x = rng.normal(size=(rows, depth)).astype(np.float32)
     weight = (rng.normal(size=(channels, depth)) * np.exp(rng.uniform(-12, 3))).astype(np.float32)
     half = weight.astype(np.float16)
