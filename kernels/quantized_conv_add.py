@@ -43,7 +43,8 @@ def reference(
     where :math:`conv` is the real value before the rounding in oneDNN's ``quantized::conv2d``
     and :math:`a` the other tensor; :math:`s_a'` is ``1 / f32(1 / f32(s_a))``. Then ``v`` is
     requantised as there: ``rint(clamp(v * (1 / s') + z, low, 255))`` with ``low`` 0, with relu
-    the zero point.
+    the zero point. oneDNN's reference kernel, which is left with some shapes where there is no
+    VNNI, divides by ``s'`` and rounds product and sum of ``v`` one by one.
 
     Parameters
     ----------
@@ -117,12 +118,17 @@ def _exact(
     channels = weight.shape[0]
     constants = stage.constants(float(x.scale), weight.scale, rounding.scale, bias, channels)
     y = empty_channels_last((x.shape[0], channels, *geometry.out(x.shape[2:])), np.uint8)
-    step = np.divide if requantize.divides(stage) else np.multiply
+    is_reference = requantize.divides(stage)
+    step = np.divide if is_reference else np.multiply
     for image, part, total in quantized_conv.sums(x, weight, geometry, way):
         pixels = accumulator.int_repr[image].reshape(channels, -1).T[part]
         shifted = pixels.astype(np.float32) - np.float32(accumulator.zero_point)
         with np.errstate(over="ignore", invalid="ignore"):
-            real = fma(shifted, _inverted(accumulator), requantize.real_values(total, constants))
+            real = requantize.real_values(total, constants)
+            if is_reference:
+                real = shifted * _inverted(accumulator) + real
+            else:
+                real = fma(shifted, _inverted(accumulator), real)
             steps = step(real, constants.output)
         rows = np.moveaxis(y[image], 0, -1).reshape(-1, channels)
         rows[part] = requantize.round_clamped(steps, rounding)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import (
@@ -23,7 +23,7 @@ from refquant.kernels.accumulate import (
     dot_saturating,
     weight_zero_points,
 )
-from refquant.kernels.convolve import linear_product
+from refquant.kernels.convolve import as_unsigned, linear_product
 from refquant.kernels.engines import check_symmetric
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.requantize import Rounding, Stage
@@ -70,9 +70,9 @@ def reference(
 
     **Without VNNI** (``target.isa`` avx512 or avx2; not qnnpack) products of raw bytes are added
     in pairs of neighbours along K that saturate to int16, and the zero points are taken out
-    afterwards; see ``accumulate.dot_saturating``. A qint8 input does not saturate. Under avx2
-    oneDNN multiplies by its GEMM kernel: ``float(sum) * (s_x' * s_w') + bias``, then by
-    ``1 / s'`` for both dtypes.
+    afterwards; see ``accumulate.dot_saturating``. Of a qint8 input, moved by 128, they saturate
+    under avx2 and only if its zero point is 0. Under avx2 oneDNN multiplies by its GEMM kernel:
+    ``float(sum) * (s_x' * s_w') + bias``, then by ``1 / s'`` for both dtypes.
 
     Parameters
     ----------
@@ -151,15 +151,17 @@ def sums(
     """Yield some rows at a time with their sums."""
     channels, depth = weight.shape
     factor, zero = weight.int_repr[None], weight_zero_points(weight, channels)
-    rows = x.int_repr.reshape(-1, 1, depth)
     multiply = dot if sums_of(x, target) is Sums.EXACT else dot_saturating
+    x = as_unsigned(x)  # what saturates are products of unsigned bytes
+    rows = x.int_repr.reshape(-1, 1, depth)
     for part in blocks(rows.shape[0], BLOCK // max(depth, channels, 1)):
         yield part, multiply(rows[part], int(x.zero_point), factor, zero)
 
 
 def sums_of(x: QTensor, target: Target) -> Sums:
-    """Return how products are added; what multiplies qint8 does not saturate."""
-    paired = requantize.saturates(target) and x.dtype == quint8
+    """Return how products are added; qint8 saturates under AVX2 only, with zero point 0."""
+    gemm = target.isa is Isa.AVX2 and int(x.zero_point) == 0
+    paired = requantize.saturates(target) and (x.dtype == quint8 or gemm)
     return Sums.PAIRED if paired else Sums.EXACT
 
 

@@ -152,9 +152,16 @@ def requantize_added(
     limits: tuple[Any, Any, Any],
     y: Array,
 ) -> None:
-    """Add quantized values to the real ones with one rounding, then requantise."""
+    """Add quantized values to the real ones, then requantise.
+
+    Product and sum have one rounding, but two in the kernel that divides by ``output``.
+    """
     for row in range(total.shape[0]):
         for c in range(total.shape[1]):
             real = real_of(total[row, c], multiplier[c], factor[c], addend[c])
             shifted = np.float32(np.float32(other[row, c]) - other_zero)
-            y[row, c] = _rounded(fma(shifted, other_scale, real), output, divides, limits)
+            if divides:
+                added = np.float32(np.float32(shifted * other_scale) + real)
+            else:
+                added = fma(shifted, other_scale, real)
+            y[row, c] = _rounded(added, output, divides, limits)

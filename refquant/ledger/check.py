@@ -18,9 +18,10 @@ from refquant.ir.qtensor import QTensor, type_of
 from refquant.ledger import oracle
 from refquant.ledger.cell import Call, Cell
 from refquant.ledger.draw import SAMPLERS
+from refquant.ledger.known import why_undefined
 
-SMALL, LARGE = 600, 300_000  # elements of a sample
-LARGE_EVERY = 8
+SMALL, LARGE = 600, 350_000  # elements of a sample
+LARGE_EVERY = 6
 REFERENCE_UP_TO = 5_000  # elements of operands or result; the NumPy formula is slow
 ENOUGH = 400  # samples of a cell whose results are single numbers, for each million elements
 REFUSED_AFTER = 12  # samples that torch refused, with none accepted
@@ -35,7 +36,8 @@ class Outcome:
     status
         ``equal``, ``differs``, ``refused`` (by torch, always), ``missing`` (no sample could be
         run here that torch runs), ``partial`` (equal, but some samples are refused here only),
-        ``broken`` (an error here that was not raised on purpose) or ``crash`` (the process died).
+        ``undefined`` (torch is known to corrupt memory and is not run), ``broken`` (an error here
+        that was not raised on purpose) or ``crash`` (the process died).
     samples, elements, mismatches
         Calls compared, elements of their results, and how many of those differ.
     worst
@@ -183,6 +185,9 @@ def run(
     """
     started = time.perf_counter()
     outcome = Outcome()
+    if why := why_undefined(cell):
+        outcome.status, outcome.refusal = "undefined", why
+        return outcome
     index = 0
     most = max(4 * LARGE_EVERY, ENOUGH * elements // 1_000_000)
     while outcome.elements < elements and index < most:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from refquant.ledger.cell import Cell
-from refquant.ledger.check import Outcome
+
+if TYPE_CHECKING:
+    from refquant.ledger.check import Outcome
 
 
 class Inexact(NamedTuple):
@@ -38,6 +40,17 @@ INEXACT: dict[str, Inexact] = {
         *(1, 1e-4),
     ),
 }
+
+
+UNDEFINED: dict[str, str] = {
+    "quantized::conv_transpose3d* qnnpack/*": "torch's kernel writes to foreign memory, and dies",
+}
+
+
+def why_undefined(cell: Cell) -> str:
+    """Return why torch is not run for a cell, or nothing."""
+    found = [why for pattern, why in UNDEFINED.items() if fnmatchcase(str(cell), pattern)]
+    return found[0] if found else ""
 
 
 def cause_of(cell: Cell) -> Inexact | None:

@@ -127,6 +127,7 @@ def _summary(found: Found) -> Iterator[str]:
         "differs": "see below",
         "missing": "torch runs it, refquant refuses it",
         "refused": "torch refuses every sample",
+        "undefined": "torch corrupts memory and is not run; refquant refuses it",
         "broken": "refquant fails with an error that is not its own",
         "crash": "torch's process died",
     }
@@ -219,8 +220,8 @@ def _table(found: Found) -> Iterator[str]:
 def _entry(outcomes: Mapping[str, Outcome]) -> str:
     """Return one entry for all instruction sets of an engine."""
     statuses = {outcome.status for outcome in outcomes.values()}
-    if statuses <= {"refused"}:
-        return "refused"
+    if len(statuses) == 1 and statuses <= {"refused", "undefined"}:
+        return str(*statuses)
     elements = sum(outcome.elements for outcome in outcomes.values())
     if statuses == {"equal"}:
         return _number(elements)

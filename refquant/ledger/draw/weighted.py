@@ -97,7 +97,9 @@ _WIDE = 5000
 def activation(rng: np.random.Generator, shape: tuple[int, ...], reduced: bool) -> QTensor:
     """Return a uint8 tensor, of 7 bits where ``reduced``."""
     integers = rng.integers(0, 128 if reduced else 256, shape).astype(np.uint8)
-    zero_point = int(rng.integers(0, 128 if reduced else 256)) if rng.random() < 0.85 else 0
+    zero_point = int(rng.integers(0, 128 if reduced else 256))
+    if rng.random() < 0.25:  # libraries have other kernels for 0, of bytes with sign or without
+        zero_point = int(rng.choice([0, 128]))
     return QTensor(integers, float(np.exp(rng.uniform(-6, 1))), zero_point)
 
 
@@ -115,7 +117,7 @@ def linear(
     depth, channels = int(rng.integers(1, 90)), int(rng.integers(1, 100))
     if size > _WIDE:
         channels = int(rng.integers(size // 300, size // 40))
-        rows, depth = max(1, size // channels), int(rng.choice([depth, 300]))
+        rows, depth = max(1, size // channels), int(rng.choice([depth, depth, 300]))
     x = activation(rng, (rows, depth), reduced=rng.random() < 0.3)
     weight = weight_tensor(rng, (channels, depth), per_channel, symmetric)
     pixel = x.int_repr[rng.integers(rows), None, None]
@@ -212,11 +214,11 @@ def convolution(
         inputs = shape[1] * geometry.groups
         if is_small_group(inputs, geometry.kernel, geometry.padding, 1, geometry.groups):
             least[-1] = max(least[-1], geometry.stride[-1] + 1)
-    sizes = [n + int(rng.integers(0, 5)) for n in least]
+    sizes, images = [n + int(rng.integers(0, 5)) for n in least], int(rng.choice([1, 3]))
     if size > _WIDE:
-        edge = (size / shape[0]) ** (1 / rank)
+        edge = (size / shape[0] / images) ** (1 / rank)
         sizes = [int(n + s * edge) for n, s in zip(sizes, geometry.stride, strict=True)]
-    images, inputs = int(rng.choice([1, 3])), shape[1] * geometry.groups
+    inputs = shape[1] * geometry.groups
     x = activation(rng, (images, inputs, *sizes), reduced=rng.random() < 0.2)
     weight = weight_tensor(rng, shape, per_channel, symmetric)
     out = geometry.out(tuple(sizes))
