@@ -45,7 +45,8 @@ def cat(*tensors: Tensor, dim: int = 0, target: Target = Target()) -> Any:
     array([1, 2, 3])
     """
     if isinstance(tensors[0], QTensor):
-        return REGISTRY["quantized::cat"].reference(*tensors, dim=dim, target=target)
+        place = dimension("cat", dim, len(tensors[0].shape))  # which may choose the kernel
+        return REGISTRY["quantized::cat"].reference(*tensors, dim=place, target=target)
     arrays = _promoted(tensors)
     result = np.concatenate(arrays, dim)
     return channels_last(result) if all(map(is_channels_last, arrays)) else c_order(result)
