@@ -38,7 +38,8 @@ def main(
     seed: Annotated[int, typer.Option(help="Another seed draws other samples.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes at a time.")] = os.cpu_count() or 1,
     write: Annotated[
-        Path | None, typer.Option(help="Folder for ledger.md and ledger.json.")
+        Path | None,
+        typer.Option(help="Folder for ledger.md and ledger.json; cells not run stay in them."),
     ] = None,
     reproduce: Annotated[str, typer.Option(help="Run one sample of this cell and show it.")] = "",
     sample: Annotated[int, typer.Option(help="Which sample to reproduce.")] = 0,
@@ -92,6 +93,9 @@ def _write(folder: Path, found: dict[Cell, Outcome], seed: int) -> None:
     from refquant.ir.file import whole_file
     from refquant.machine import describe
 
+    before = folder / "ledger.json"
+    if before.exists():
+        found = {**page.read(before.read_text()), **found}
     facts = describe()
     machine = {key: facts[key] for key in ("cpu", "python", "torch", "numpy", "numba")}
     names = oracle.names()

@@ -195,8 +195,9 @@ def run(
         index += 1
         if index == REFUSED_AFTER and not outcome.samples:
             break
-    if elements:
-        while outcome.samples and index < 3 * LARGE_EVERY:
+    if elements:  # at least a large sample; the third one is for two threads
+        least = LARGE_EVERY * (3 if elements >= 1_000_000 else 1)
+        while outcome.samples and index < least:
             _compare(cell, index, seed, executors, outcome)
             index += 1
     outcome.seconds = round(time.perf_counter() - started, 3)

@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from refquant.ir.target import Engine, Isa
+from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.types import DTYPES
 from refquant.ledger.cell import Cell
 from refquant.ledger.check import Outcome
 from refquant.ledger.known import cause_of
@@ -95,6 +96,17 @@ def as_json(
         "columns": ["name", "engine", "isa", "dtype", *fields],
     }
     return json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n]}}\n'
+
+
+def read(text: str) -> dict[Cell, Outcome]:
+    """Return the cells that a ledger in JSON holds."""
+    data = json.loads(text)
+    found = {}
+    for name, engine, isa, dtype, *rest in data["cells"]:
+        values = dict(zip(data["columns"][4:], rest, strict=True))
+        values["unsupported"] = Counter(values["unsupported"])
+        found[Cell(name, Target(engine, isa), DTYPES[dtype])] = Outcome(**values)
+    return found
 
 
 def as_page(
