@@ -33,7 +33,8 @@ def _elu(expm1: Function, alpha: float, scale: float, input_scale: float) -> Fun
     a, s, i = np.float32(alpha), np.float32(scale), np.float32(input_scale)
 
     def elu(x: F32) -> F32:
-        return np.where(x > 0, x, expm1(x * i) * a) * s
+        with np.errstate(over="ignore"):  # above 0 the exponential is not used
+            return np.where(x > 0, x, expm1(x * i) * a) * s
 
     return elu
 
@@ -44,7 +45,8 @@ def _elu_float(expm1: Function, alpha: float, scale: float, input_scale: float) 
     below = np.float32(alpha) * s
 
     def elu(x: F32) -> F32:
-        return np.where(x <= 0, expm1(x * i) * below, x * s)
+        with np.errstate(over="ignore"):
+            return np.where(x <= 0, expm1(x * i) * below, x * s)
 
     return elu
 
