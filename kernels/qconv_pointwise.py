@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from refquant.kernels.quantized_conv import Geometry
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]
+Compute = Callable[..., Array]
 _OP = "qconv_pointwise"
 # Which functions torch accepts, by the number of spatial axes.
 FUNCTIONS = {
@@ -57,6 +60,7 @@ def reference_binary(
     unary_scalars: Args,
     unary_algorithm: str | None,
     target: Target = Target(),
+    compute: Compute | None = None,
 ) -> Array:
     r"""Do :func:`reference` with another tensor added before the function.
 
@@ -93,7 +97,7 @@ def reference_binary(
         *(_plain(qaccum), unary_attr, unary_scalars, target),
     )
     added = post_ops.other_of(qaccum, binary_attr, accum_scale, accum_zero_point)
-    return _exact(qx, qw, x_zero_point, geometry, stage, added)
+    return (compute or _exact)(qx, qw, x_zero_point, geometry, stage, added)
 
 
 def reference(
@@ -115,6 +119,7 @@ def reference(
     scalars: Args,
     algorithm: str | None,
     target: Target = Target(),
+    compute: Compute | None = None,
 ) -> Array:
     r"""Convolve uint8 maps with an int8 weight, apply a function and round.
 
@@ -179,7 +184,7 @@ def reference(
         *(x, qw, w_scale, bias, x_scale, geometry, output_scale, output_zero_point),
         *(output_dtype or uint8, attr, scalars, target),
     )
-    return _exact(qx, qw, x_zero_point, geometry, stage, None)
+    return (compute or _exact)(qx, qw, x_zero_point, geometry, stage, None)
 
 
 def reference_tensor(
@@ -415,7 +420,7 @@ def _layout(qw: Array, dilation: Ints, groups: int) -> Layout:
 
 
 def pack(qw: Array, *, dilation: Ints, groups: int, **_attributes: Any) -> PackedArray:
-    """Arrange the weight for :func:`kernel`."""
+    """Arrange the weight for the compiled tile."""
     return PackedArray.of(qw, _layout(qw, dilation, groups))
 
 
@@ -427,6 +432,7 @@ def _tiled(
     stage: post_ops.Stage,
     added: post_ops.Other | None,
 ) -> Array:
+    """Compute :func:`_exact` from the sums of the compiled tile."""
     packed = packed_of(qw, _layout(qw, geometry.dilation, geometry.groups))
     x = QTensor(qx, 1.0, x_zero_point)
     window = geometry.window(qx.shape[2:])
@@ -437,107 +443,6 @@ def _tiled(
     if added is not None:
         added = added._replace(shifted=np.moveaxis(added.shifted, 1, -1))
     return np.moveaxis(post_ops.run(np.moveaxis(total, 1, -1), stage, added), -1, 1)
-
-
-def kernel(
-    qx: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    bias: Array | None,
-    x_scale: float,
-    x_zero_point: int,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    output_scale: float,
-    output_zero_point: int,
-    output_dtype: DType | None,
-    attr: str,
-    scalars: Args,
-    algorithm: str | None,
-    target: Target = Target(),
-) -> Array:
-    """Compute :func:`reference` from the sums of the compiled tile."""
-    geometry = Geometry(qw.shape[2:], stride, padding, dilation, groups)
-    x = QTensor(qx, 1.0, x_zero_point)
-    stage = _stage(
-        *(x, qw, w_scale, bias, x_scale, geometry, output_scale, output_zero_point),
-        *(output_dtype or uint8, attr, scalars, target),
-    )
-    return _tiled(qx, qw, x_zero_point, geometry, stage, None)
-
-
-def kernel_binary(
-    qx: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    qaccum: Array,
-    bias: Array | None,
-    x_scale: float,
-    x_zero_point: int,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    output_scale: float,
-    output_zero_point: int,
-    output_dtype: DType | None,
-    accum_scale: float,
-    accum_zero_point: int,
-    binary_attr: str,
-    alpha: float | None,
-    unary_attr: str | None,
-    unary_scalars: Args,
-    unary_algorithm: str | None,
-    target: Target = Target(),
-) -> Array:
-    """Compute :func:`reference_binary` from the sums of the compiled tile."""
-    geometry = Geometry(qw.shape[2:], stride, padding, dilation, groups)
-    x = QTensor(qx, 1.0, x_zero_point)
-    stage = _stage(
-        *(x, qw, w_scale, bias, x_scale, geometry, output_scale, output_zero_point),
-        *(_plain(qaccum), unary_attr, unary_scalars, target),
-    )
-    added = post_ops.other_of(qaccum, binary_attr, accum_scale, accum_zero_point)
-    return _tiled(qx, qw, x_zero_point, geometry, stage, added)
-
-
-def kernel_tensor(
-    qx: Array,
-    x_scale: Array,
-    x_zero_point: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    bias: Array | None,
-    target: Target = Target(),
-    **attributes: Any,
-) -> Array:
-    """Compute :func:`reference_tensor` from the sums of the compiled tile."""
-    operands = (qx, qw, w_scale, w_zero_point, bias)
-    return kernel(*operands, *numbers_of(x_scale, x_zero_point), **attributes, target=target)
-
-
-def kernel_binary_tensor(
-    qx: Array,
-    x_scale: Array,
-    x_zero_point: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    qaccum: Array,
-    bias: Array | None,
-    target: Target = Target(),
-    **attributes: Any,
-) -> Array:
-    """Compute :func:`reference_binary_tensor` from the sums of the compiled tile."""
-    operands = (qx, qw, w_scale, w_zero_point, qaccum, bias)
-    return kernel_binary(
-        *operands, *numbers_of(x_scale, x_zero_point), **attributes, target=target
-    )
 
 
 _PARAMETERS = (
@@ -596,7 +501,7 @@ OPS = (
             name=f"onednn::{name}",
             reference=reference,
             infer=infer,
-            kernels=dict.fromkeys(ALL_ENGINES, kernel),
+            kernels=dict.fromkeys(ALL_ENGINES, partial(reference, compute=_tiled)),
             pack=pack,
             source=_SOURCE,
             cases=cases,
@@ -613,7 +518,7 @@ OPS = (
             name=f"onednn::{name}.tensor",
             reference=reference_tensor,
             infer=infer_tensor,
-            kernels=dict.fromkeys(ALL_ENGINES, kernel_tensor),
+            kernels=dict.fromkeys(ALL_ENGINES, partial(reference_tensor, compute=_tiled)),
             source=_SOURCE,
             cases=(
                 Case(
@@ -631,7 +536,7 @@ OPS = (
         name="onednn::qconv2d_pointwise.binary",
         reference=reference_binary,
         infer=infer_binary,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_binary),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary, compute=_tiled)),
         pack=pack,
         source=_SOURCE,
         cases=(
@@ -648,7 +553,7 @@ OPS = (
         name="onednn::qconv2d_pointwise.binary_tensor",
         reference=reference_binary_tensor,
         infer=infer_binary_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_binary_tensor),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary_tensor, compute=_tiled)),
         source=_SOURCE,
         cases=(
             Case(

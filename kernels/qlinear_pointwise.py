@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from refquant.kernels.packing import Layout, PackedArray, packed_of
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+Compute = Callable[..., Array]
 _OP = "qlinear_pointwise"
 
 
@@ -53,6 +56,7 @@ def reference_binary(
     unary_post_op_args: Args,
     unary_post_op_algorithm: str,
     target: Target = Target(),
+    compute: Compute | None = None,
 ) -> Array:
     r"""Do :func:`reference` with another tensor added before the function.
 
@@ -84,19 +88,28 @@ def reference_binary(
     array([[6]], dtype=uint8)
     """
     post_ops.check_machine(_OP, target)
-    weight = _weight(qw)
-    dtype = output_dtype or _plain(qx)
     stage = _stage(
-        *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point, dtype),
+        *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point),
+        output_dtype or _plain(qx),
         *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
     )
     if binary_post_op == "sum":
         post_ops.check_contiguous(_OP, other=other)
     added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
+    return (compute or _exact)(qx, qw, x_zero_point, stage, added)
+
+
+def _exact(
+    qx: Array,
+    qw: Array,
+    x_zero_point: int,
+    stage: post_ops.Stage,
+    added: post_ops.Other | None,
+) -> Array:
     rows = added and added._replace(shifted=added.shifted.reshape(-1, qw.shape[0]))
-    y = np.empty((qx[..., 0].size, qw.shape[0]), dtype.storage)
+    y = np.empty((qx[..., 0].size, qw.shape[0]), stage.dtype.storage)
     x = _quantized(qx.reshape(-1, qx.shape[-1]), x_zero_point)
-    for part, total in quantized_linear.sums(x, weight, Target(Engine.ONEDNN)):
+    for part, total in quantized_linear.sums(x, _weight(qw), Target(Engine.ONEDNN)):
         some = rows and rows._replace(shifted=rows.shifted[part])
         y[part] = post_ops.finish(total, stage, some)
     return y.reshape(*qx.shape[:-1], qw.shape[0])
@@ -117,6 +130,7 @@ def reference(
     post_op_args: Args,
     post_op_algorithm: str,
     target: Target = Target(),
+    compute: Compute | None = None,
 ) -> Array:
     r"""Multiply int8 rows by a transposed int8 weight, apply a function and round.
 
@@ -182,7 +196,7 @@ def reference(
     return reference_binary(
         *(qx, qw, w_scale, w_zero_point, None, bias, x_scale, x_zero_point),
         *(output_scale, output_zero_point, output_dtype, 1.0, 0, "none", 1.0),
-        *(post_op_name, post_op_args, post_op_algorithm, target),
+        *(post_op_name, post_op_args, post_op_algorithm, target, compute),
     )
 
 
@@ -358,106 +372,23 @@ def infer_binary_tensor(
 
 
 def pack(qw: Array, **_attributes: Any) -> PackedArray:
-    """Arrange the weight for :func:`kernel`."""
+    """Arrange the weight for the compiled tile."""
     return PackedArray.of(qw, Layout())
 
 
-def kernel_binary(
+def _tiled(
     qx: Array,
     qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    other: Array | None,
-    bias: Array | None,
-    x_scale: float,
     x_zero_point: int,
-    output_scale: float,
-    output_zero_point: int,
-    output_dtype: DType | None,
-    other_scale: float,
-    other_zp: int,
-    binary_post_op: str,
-    binary_alpha: float,
-    unary_post_op: str,
-    unary_post_op_args: Args,
-    unary_post_op_algorithm: str,
-    target: Target = Target(),
+    stage: post_ops.Stage,
+    added: post_ops.Other | None,
 ) -> Array:
-    """Compute :func:`reference_binary` from the sums of the compiled tile."""
-    post_ops.check_machine(_OP, target)
-    stage = _stage(
-        *(qx, qw, w_scale, bias, x_scale, output_scale, output_zero_point),
-        output_dtype or _plain(qx),
-        *(name_of(unary_post_op, unary_post_op_algorithm), unary_post_op_args),
-    )
-    if binary_post_op == "sum":
-        post_ops.check_contiguous(_OP, other=other)
-    added = post_ops.other_of(other, binary_post_op, other_scale, other_zp)
+    """Compute :func:`_exact` from the sums of the compiled tile."""
     x, packed = _quantized(qx, x_zero_point), packed_of(qw, Layout())
     fast = post_ops.in_registers(stage, added)
     if fast is not None:
         return linear_product(x, packed, None, fast[1], fast[0])
-    total = linear_sums(x, packed)
-    return post_ops.run(total, stage, added)
-
-
-def kernel(
-    qx: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    bias: Array | None,
-    x_scale: float,
-    x_zero_point: int,
-    output_scale: float,
-    output_zero_point: int,
-    output_dtype: DType | None,
-    post_op_name: str,
-    post_op_args: Args,
-    post_op_algorithm: str,
-    target: Target = Target(),
-) -> Array:
-    """Compute :func:`reference` from the sums of the compiled tile."""
-    return kernel_binary(
-        *(qx, qw, w_scale, w_zero_point, None, bias, x_scale, x_zero_point),
-        *(output_scale, output_zero_point, output_dtype, 1.0, 0, "none", 1.0),
-        *(post_op_name, post_op_args, post_op_algorithm, target),
-    )
-
-
-def kernel_tensor(
-    qx: Array,
-    x_scale: Array,
-    x_zero_point: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    bias: Array | None,
-    target: Target = Target(),
-    **attributes: Any,
-) -> Array:
-    """Compute :func:`reference_tensor` from the sums of the compiled tile."""
-    numbers = numbers_of(x_scale, x_zero_point)
-    operands = (qx, qw, w_scale, w_zero_point, bias)
-    return kernel(*operands, *numbers, **attributes, target=target)
-
-
-def kernel_binary_tensor(
-    qx: Array,
-    x_scale: Array,
-    x_zero_point: Array,
-    qw: Array,
-    w_scale: F32,
-    w_zero_point: Array,
-    other: Array | None,
-    bias: Array | None,
-    target: Target = Target(),
-    **attributes: Any,
-) -> Array:
-    """Compute :func:`reference_binary_tensor` from the sums of the compiled tile."""
-    numbers = numbers_of(x_scale, x_zero_point)
-    operands = (qx, qw, w_scale, w_zero_point, other, bias)
-    return kernel_binary(*operands, *numbers, **attributes, target=target)
+    return post_ops.run(linear_sums(x, packed), stage, added)
 
 
 _X = np.array([[3, 5]], np.uint8)
@@ -488,7 +419,7 @@ OPS = (
         name="onednn::qlinear_pointwise",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference, compute=_tiled)),
         pack=pack,
         source=_SOURCE,
         cases=(
@@ -526,7 +457,7 @@ OPS = (
         name="onednn::qlinear_pointwise.tensor",
         reference=reference_tensor,
         infer=infer_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_tensor),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_tensor, compute=_tiled)),
         source=_SOURCE,
         cases=(
             Case(
@@ -542,7 +473,7 @@ OPS = (
         name="onednn::qlinear_pointwise.binary",
         reference=reference_binary,
         infer=infer_binary,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_binary),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary, compute=_tiled)),
         pack=pack,
         source=_SOURCE,
         cases=(
@@ -566,7 +497,7 @@ OPS = (
         name="onednn::qlinear_pointwise.binary_tensor",
         reference=reference_binary_tensor,
         infer=infer_binary_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_binary_tensor),
+        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary_tensor, compute=_tiled)),
         source=_SOURCE,
         cases=(
             Case(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from refquant.kernels.rounding import fma
 
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]
+Compute = Callable[..., QTensor]
 
 
 def reference(
@@ -35,6 +38,7 @@ def reference(
     scale: float,
     zero_point: int,
     target: Target = Target(Engine.ONEDNN),
+    compute: Compute | None = None,
 ) -> QTensor:
     r"""Convolve, add the bias and another tensor, and round once.
 
@@ -79,7 +83,8 @@ def reference(
     array([[[[13, 18]]]], dtype=uint8)
     """
     geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
-    return _exact(x, weight, bias, accumulator, geometry, Rounding(scale, zero_point), target)
+    rounding = Rounding(scale, zero_point)
+    return (compute or _exact)(x, weight, bias, accumulator, geometry, rounding, target)
 
 
 def reference_relu(
@@ -94,11 +99,12 @@ def reference_relu(
     scale: float,
     zero_point: int,
     target: Target = Target(Engine.ONEDNN),
+    compute: Compute | None = None,
 ) -> QTensor:
     """Do :func:`reference` clamped to [zero_point, 255]: negative results become real 0."""
     geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
     rounding = Rounding(scale, zero_point, zero_point)
-    return _exact(x, weight, bias, accumulator, geometry, rounding, target)
+    return (compute or _exact)(x, weight, bias, accumulator, geometry, rounding, target)
 
 
 def _inverted(accumulator: QTensor) -> np.float32:
@@ -153,43 +159,6 @@ def infer(
     return result
 
 
-def kernel(
-    x: QTensor,
-    weight: QTensor,
-    bias: F32 | None,
-    accumulator: QTensor,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    scale: float,
-    zero_point: int,
-    target: Target = Target(Engine.ONEDNN),
-) -> QTensor:
-    """Compute :func:`reference` from the sums of the compiled tile."""
-    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
-    return _tiled(x, weight, bias, accumulator, geometry, Rounding(scale, zero_point), target)
-
-
-def kernel_relu(
-    x: QTensor,
-    weight: QTensor,
-    bias: F32 | None,
-    accumulator: QTensor,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    scale: float,
-    zero_point: int,
-    target: Target = Target(Engine.ONEDNN),
-) -> QTensor:
-    """Compute :func:`reference_relu` from the sums of the compiled tile."""
-    geometry = Geometry(weight.shape[2:], stride, padding, dilation, groups)
-    rounding = Rounding(scale, zero_point, zero_point)
-    return _tiled(x, weight, bias, accumulator, geometry, rounding, target)
-
-
 def _tiled(
     x: QTensor,
     weight: QTensor,
@@ -199,6 +168,7 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
+    """Compute :func:`_exact` from the sums of the compiled tile."""
     stage, way = quantized_conv.plan("conv2d_add", x, weight, geometry, target)
     packed = quantized_conv.pack(weight, dilation=geometry.dilation, groups=geometry.groups)
     total = convolution_sums(x, packed, geometry.window(x.shape[2:]), way)
@@ -241,7 +211,7 @@ OPS = (
         name="quantized::conv2d_add",
         reference=reference,
         infer=infer,
-        kernels={Engine.ONEDNN: kernel},
+        kernels={Engine.ONEDNN: partial(reference, compute=_tiled)},
         pack=quantized_conv.pack,
         source=_SOURCE,
         cases=(
@@ -258,7 +228,7 @@ OPS = (
         name="quantized::conv2d_add_relu",
         reference=reference_relu,
         infer=infer,
-        kernels={Engine.ONEDNN: kernel_relu},
+        kernels={Engine.ONEDNN: partial(reference_relu, compute=_tiled)},
         pack=quantized_conv.pack,
         source=_SOURCE,
         cases=(

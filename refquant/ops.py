@@ -64,7 +64,7 @@ def function(name: str) -> Callable[..., Any]:
     """
     op = OPS[name]
     parameters = inspect.signature(op.reference).parameters.values()
-    signature = inspect.Signature([p for p in parameters if p.name != "target"])
+    signature = inspect.Signature([p for p in parameters if p.name not in ("target", "compute")])
     bound = cache(op.bind)
 
     def call(
