@@ -24,58 +24,37 @@ from numba.extending import intrinsic
 
 from refquant.kernels import tile_numpy
 from refquant.kernels.jit import jit
+from refquant.kernels.llvm import (
+    BYTES,
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LONGS,
+    call,
+    constant,
+    data_of,
+    load,
+    new_function,
+    pick,
+    splat,
+    store,
+    vector,
+)
 from refquant.kernels.registers import ISA, SHAPES, VECTORS, depthwise_order
 
 Array = npt.NDArray[Any]
 
-# ---- LLVM building blocks ------------------------------------------------------------------
-
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F32 = ir.FloatType()
-BYTES, INTS, LONGS, FLOATS = (ir.PointerType(kind) for kind in (I8, I32, I64, F32))
-
-
-def _vector(element: ir.Type, lanes: int) -> ir.VectorType:
-    return ir.VectorType(element, lanes)
-
-
-def _constant(kind: ir.VectorType, value: float) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def _call(b: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return b.call(cgutils.get_or_insert_function(b.module, kind, name), args)
-
-
-def _splat(b: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
-    undefined = ir.Constant(_vector(value.type, lanes), ir.Undefined)
-    single = b.insert_element(undefined, value, I32(0))
-    return b.shuffle_vector(single, undefined, _constant(_vector(I32, lanes), 0))
-
-
-def _pick(b: ir.IRBuilder, x: ir.Value, y: ir.Value, lanes: list[int]) -> ir.Value:
-    return b.shuffle_vector(x, y, ir.Constant(_vector(I32, len(lanes)), lanes))
-
-
-def _load(b: ir.IRBuilder, pointer: ir.Value, offset: ir.Value, kind: ir.Type) -> ir.Value:
-    at = b.bitcast(b.gep(pointer, [offset]), ir.PointerType(kind))
-    loaded = b.load(at)
-    loaded.align = 1
-    return loaded
-
-
-def _store(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, offset: ir.Value) -> None:
-    at = b.bitcast(b.gep(pointer, [offset]), ir.PointerType(value.type))
-    b.store(value, at).align = 1
-
 
 def _widened_pairs(b: ir.IRBuilder, u: ir.Value, s: ir.Value) -> list[tuple[ir.Value, ir.Value]]:
     """Split bytes into even and odd ones, widened to int16: unsigned ``u``, signed ``s``."""
-    wide = _vector(I16, 2 * u.type.count)
+    wide = vector(I16, 2 * u.type.count)
     u, s = b.bitcast(u, wide), b.bitcast(s, wide)
-    eight = _constant(wide, 8)
-    even = b.and_(u, _constant(wide, 255)), b.ashr(b.shl(s, eight), eight)
+    eight = constant(wide, 8)
+    even = b.and_(u, constant(wide, 255)), b.ashr(b.shl(s, eight), eight)
     odd = b.lshr(u, eight), b.ashr(s, eight)
     return [even, odd]
 
@@ -90,11 +69,11 @@ def _add_neighbours(b: ir.IRBuilder, isa: str, x: ir.Value, y: ir.Value) -> ir.V
         ("avxvnni", 8): "llvm.x86.avx2.pmadd.wd",
     }.get((isa, lanes))
     if name:
-        return _call(b, name, _vector(I32, lanes), x, y)
-    wide = _vector(I32, 2 * lanes)
+        return call(b, name, vector(I32, lanes), x, y)
+    wide = vector(I32, 2 * lanes)
     product = b.mul(b.sext(x, wide), b.sext(y, wide))
-    even = _pick(b, product, product, list(range(0, 2 * lanes, 2)))
-    odd = _pick(b, product, product, list(range(1, 2 * lanes, 2)))
+    even = pick(b, product, product, list(range(0, 2 * lanes, 2)))
+    odd = pick(b, product, product, list(range(1, 2 * lanes, 2)))
     return b.add(even, odd)
 
 
@@ -102,7 +81,7 @@ def _dot4(b: ir.IRBuilder, isa: str, total: ir.Value, u: ir.Value, s: ir.Value) 
     """Add to each int32 the products of four unsigned with four signed bytes; exact."""
     if isa in ("avx512vnni", "avxvnni"):
         bits = 32 * total.type.count
-        return _call(b, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, total, u, s)
+        return call(b, f"llvm.x86.avx512.vpdpbusd.{bits}", total.type, total, u, s)
     for x, y in _widened_pairs(b, u, s):
         total = b.add(total, _add_neighbours(b, isa, x, y))
     return total
@@ -113,35 +92,35 @@ def _dot4_saturating(
 ) -> ir.Value:
     """Like ``_dot4``, but the sum of each pair of products saturates to int16."""
     lanes = total.type.count
-    wide = _vector(I16, 2 * lanes)
+    wide = vector(I16, 2 * lanes)
     name = {16: "llvm.x86.avx512.pmaddubs.w.512", 8: "llvm.x86.avx2.pmadd.ub.sw"}.get(lanes)
     if name:
-        small = _vector(I8, 4 * lanes)
-        pair = _call(b, name, wide, b.bitcast(u, small), b.bitcast(s, small))
+        small = vector(I8, 4 * lanes)
+        pair = call(b, name, wide, b.bitcast(u, small), b.bitcast(s, small))
     else:
         even, odd = _widened_pairs(b, u, s)
-        pair = _call(b, f"llvm.sadd.sat.v{2 * lanes}i16", wide, b.mul(*even), b.mul(*odd))
-    return b.add(total, _add_neighbours(b, isa, pair, _constant(wide, 1)))
+        pair = call(b, f"llvm.sadd.sat.v{2 * lanes}i16", wide, b.mul(*even), b.mul(*odd))
+    return b.add(total, _add_neighbours(b, isa, pair, constant(wide, 1)))
 
 
 def _to_int(b: ir.IRBuilder, isa: str, x: ir.Value) -> ir.Value:
     """Round half to even; NaN and what int32 cannot hold give the smallest int32."""
     lanes = x.type.count
-    kind = _vector(I32, lanes)
+    kind = vector(I32, lanes)
     if isa == "generic":
-        magnitude = _call(b, f"llvm.fabs.v{lanes}f32", x.type, x)
-        fits = b.fcmp_ordered("<", magnitude, _constant(x.type, 2.0**31))
-        safe = b.select(fits, x, _constant(x.type, 0.0))
-        whole = b.fptosi(_call(b, f"llvm.rint.v{lanes}f32", x.type, safe), kind)
-        return b.select(fits, whole, _constant(kind, -(2**31)))
+        magnitude = call(b, f"llvm.fabs.v{lanes}f32", x.type, x)
+        fits = b.fcmp_ordered("<", magnitude, constant(x.type, 2.0**31))
+        safe = b.select(fits, x, constant(x.type, 0.0))
+        whole = b.fptosi(call(b, f"llvm.rint.v{lanes}f32", x.type, safe), kind)
+        return b.select(fits, whole, constant(kind, -(2**31)))
     if lanes == 8:
-        return _call(b, "llvm.x86.avx.cvt.ps2dq.256", kind, x)
+        return call(b, "llvm.x86.avx.cvt.ps2dq.256", kind, x)
     name = "llvm.x86.avx512.mask.cvtps2dq.512"
-    return _call(b, name, kind, x, _constant(kind, 0), I16(-1), I32(4))
+    return call(b, name, kind, x, constant(kind, 0), I16(-1), I32(4))
 
 
 def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return _call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
+    return call(b, f"llvm.fma.v{x.type.count}f32", x.type, x, y, z)
 
 
 class _Limits(NamedTuple):
@@ -166,11 +145,11 @@ def _requantize_fused(
 ) -> ir.Value:
     addend, factor, multiplier = constants
     lanes = total.type.count
-    real = _fma(b, addend, factor, b.sitofp(total, _vector(F32, lanes)))
+    real = _fma(b, addend, factor, b.sitofp(total, vector(F32, lanes)))
     whole = _to_int(b, isa, b.fmul(real, multiplier))
-    whole = _call(b, f"llvm.smin.v{lanes}i32", whole.type, whole, _splat(b, limits.high, lanes))
-    whole = _call(b, f"llvm.smax.v{lanes}i32", whole.type, whole, _splat(b, limits.low, lanes))
-    return b.add(whole, _splat(b, limits.zero_point, lanes))
+    whole = call(b, f"llvm.smin.v{lanes}i32", whole.type, whole, splat(b, limits.high, lanes))
+    whole = call(b, f"llvm.smax.v{lanes}i32", whole.type, whole, splat(b, limits.low, lanes))
+    return b.add(whole, splat(b, limits.zero_point, lanes))
 
 
 def _requantize_scaled(
@@ -182,14 +161,14 @@ def _requantize_scaled(
 ) -> ir.Value:
     addend, factor, multiplier = constants
     lanes = total.type.count
-    kind = _vector(F32, lanes)
+    kind = vector(F32, lanes)
     zero, high, low = (
-        _splat(b, b.sitofp(limit, F32), lanes)
+        splat(b, b.sitofp(limit, F32), lanes)
         for limit in (limits.zero_point, limits.high, limits.low)
     )
     real = b.fmul(b.fmul(b.sitofp(total, kind), multiplier), factor)
     real = b.fadd(real, addend)
-    steps = b.fadd(b.fmul(real, _splat(b, limits.output, lanes)), zero)
+    steps = b.fadd(b.fmul(real, splat(b, limits.output, lanes)), zero)
     steps = b.select(b.fcmp_ordered("<", steps, high), steps, high)
     steps = b.select(b.fcmp_ordered(">", steps, low), steps, low)
     return _to_int(b, isa, steps)
@@ -213,7 +192,7 @@ def _real(
     _limits: _Limits,
 ) -> ir.Value:
     addend, _, multiplier = constants
-    return _fma(b, b.sitofp(total, _vector(F32, total.type.count)), multiplier, addend)
+    return _fma(b, b.sitofp(total, vector(F32, total.type.count)), multiplier, addend)
 
 
 class _Form(NamedTuple):
@@ -235,35 +214,24 @@ FORMS = {
 }
 
 
-def _function(module: ir.Module, name: str, arguments: list[ir.Type]) -> tuple[ir.Function, bool]:
-    """Return an out-of-line function and whether its body is still to be written."""
-    if name in module.globals:
-        return module.globals[name], False
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
-    function.attributes.add("nounwind")
-    return function, True
-
-
 def _tile_function(module: ir.Module, isa: str, form: str, height: int) -> ir.Function:
     """Emit ``height`` rows times ``VECTORS`` vectors: all of K, then the last step."""
     types = [BYTES, LONGS, BYTES, LONGS, I64, I64, INTS, FLOATS, FLOATS, FLOATS]
     types += [F32, I32, I32, I32, BYTES, I64]
-    function, new = _function(module, f"refquant_tile_{isa}_{form}_{height}", types)
+    function, new = new_function(module, f"refquant_tile_{isa}_{form}_{height}", types)
     if not new:
         return function
     x, rows, weights, segments, count, depth4, correction, *floats = function.args[:10]
     limits, (y, pitch) = _Limits(*function.args[10:14]), function.args[14:]
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
-    kind = _vector(I32, lanes)
+    kind = vector(I32, lanes)
     width = 4 * lanes
     totals = [[b.alloca(kind) for _ in range(VECTORS)] for _ in range(height)]
     panel = b.alloca(BYTES)
     starts = [b.gep(x, [b.load(b.gep(rows, [I64(m)]))]) for m in range(height)]
     for n in range(VECTORS):
-        begin = _load(b, correction, I64(n * lanes), kind)
+        begin = load(b, correction, I64(n * lanes), kind)
         for row in totals:
             b.store(begin, row[n])
     b.store(weights, panel)
@@ -272,34 +240,28 @@ def _tile_function(module: ir.Module, isa: str, form: str, height: int) -> ir.Fu
         heads = [b.gep(start, [offset]) for start in starts]
         with cgutils.for_range(b, depth4) as step:
             here = b.load(panel)
-            factors = [_load(b, here, I64(n * width), kind) for n in range(VECTORS)]
+            factors = [load(b, here, I64(n * width), kind) for n in range(VECTORS)]
             at = b.shl(step.index, I64(2))
             for head, row in zip(heads, totals, strict=True):
-                four = _splat(b, _load(b, head, at, I32), lanes)
+                four = splat(b, load(b, head, at, I32), lanes)
                 for total, factor in zip(row, factors, strict=True):
                     b.store(_dot4(b, isa, b.load(total), four, factor), total)
             b.store(b.gep(here, [I64(VECTORS * width)]), panel)
-    real = _vector(F32, lanes)
+    real = vector(F32, lanes)
     constants = [
-        tuple(_load(b, pointer, I64(n * lanes), real) for pointer in floats)
-        for n in range(VECTORS)
+        tuple(load(b, pointer, I64(n * lanes), real) for pointer in floats) for n in range(VECTORS)
     ]
     # Rows upwards: what the last panel writes past a row's end is overwritten by the next row.
     for m, row in enumerate(totals):
         for n, total in enumerate(row):
             value = FORMS[form].finish(b, isa, b.load(total), constants[n], limits)
             if FORMS[form].element is I8:
-                value = b.trunc(value, _vector(I8, lanes))
+                value = b.trunc(value, vector(I8, lanes))
             size = FORMS[form].bytes
             first = b.add(b.mul(pitch, I64(m * size)), I64(n * lanes * size))
-            _store(b, value, y, first)
+            store(b, value, y, first)
     b.ret_void()
     return function
-
-
-def _data(context: Any, b: ir.IRBuilder, kind: Any, value: ir.Value, first: ir.Value) -> ir.Value:
-    """Return the address of element ``first`` of a contiguous array."""
-    return b.gep(context.make_array(kind)(context, b, value).data, [first])
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[misc,untyped-decorator,unused-ignore]
@@ -341,7 +303,7 @@ def _tile(
         n0 = args[15]
 
         def data(index: int, first: ir.Value) -> ir.Value:
-            return _data(context, b, kinds[index], args[index], first)
+            return data_of(context, b, kinds[index], args[index], first)
 
         literals = (literal.literal_value for literal in (isa, form, height))
         function = _tile_function(b.module, *literals)
@@ -362,7 +324,7 @@ def _tile(
 def _interleave(b: ir.IRBuilder, x: ir.Value, y: ir.Value, high: int, size: int) -> ir.Value:
     """Interleave elements of ``size`` bytes of the low or high halves of each 16 bytes."""
     count = x.type.count // size
-    kind = _vector(ir.IntType(8 * size), count)
+    kind = vector(ir.IntType(8 * size), count)
     per = 16 // size
     lanes = [
         index
@@ -370,7 +332,7 @@ def _interleave(b: ir.IRBuilder, x: ir.Value, y: ir.Value, high: int, size: int)
         for k in range(per // 2)
         for index in (lane + k + high * per // 2, lane + k + high * per // 2 + count)
     ]
-    mixed = _pick(b, b.bitcast(x, kind), b.bitcast(y, kind), lanes)
+    mixed = pick(b, b.bitcast(x, kind), b.bitcast(y, kind), lanes)
     return b.bitcast(mixed, x.type)
 
 
@@ -385,20 +347,20 @@ def _in_order(b: ir.IRBuilder, isa: str, element: ir.Type, parts: list[ir.Value]
             16: ("llvm.x86.avx512.packssdw.512", "llvm.x86.avx512.packuswb.512"),
             8: ("llvm.x86.avx2.packssdw", "llvm.x86.avx2.packuswb"),
         }[lanes]
-        half = _vector(I16, 2 * lanes)
-        words = [_call(b, word, half, parts[i], parts[i + 1]) for i in (0, 2)]
-        return _call(b, byte, _vector(I8, 4 * lanes), *words)
-    pairs = [_pick(b, parts[i], parts[i + 1], list(range(2 * lanes))) for i in (0, 2)]
+        half = vector(I16, 2 * lanes)
+        words = [call(b, word, half, parts[i], parts[i + 1]) for i in (0, 2)]
+        return call(b, byte, vector(I8, 4 * lanes), *words)
+    pairs = [pick(b, parts[i], parts[i + 1], list(range(2 * lanes))) for i in (0, 2)]
     order = np.argsort(depthwise_order(lanes)).tolist()
-    ordered = _pick(b, pairs[0], pairs[1], order)
-    return b.trunc(ordered, _vector(I8, 4 * lanes)) if element is I8 else ordered
+    ordered = pick(b, pairs[0], pairs[1], order)
+    return b.trunc(ordered, vector(I8, 4 * lanes)) if element is I8 else ordered
 
 
 def _depthwise_function(module: ir.Module, isa: str, form: str, saturating: bool) -> ir.Function:
     """Emit a row of pixels of one block of channels: taps four at a time, then the last step."""
     types = [BYTES, I64, I64, LONGS, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
     types += [F32, I32, I32, I32, BYTES, I64]
-    function, new = _function(module, f"refquant_depthwise_{isa}_{form}_{saturating}", types)
+    function, new = new_function(module, f"refquant_depthwise_{isa}_{form}_{saturating}", types)
     if not new:
         return function
     x, step, pixels, taps, fours, weights, correction, *floats = function.args[:10]
@@ -406,33 +368,33 @@ def _depthwise_function(module: ir.Module, isa: str, form: str, saturating: bool
     size = FORMS[form].bytes
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
-    kind, real = _vector(I32, lanes), _vector(F32, lanes)
-    small = _vector(I8, 4 * lanes)
+    kind, real = vector(I32, lanes), vector(F32, lanes)
+    small = vector(I8, 4 * lanes)
     dot = _dot4_saturating if saturating else _dot4
     totals = [b.alloca(kind) for _ in range(4)]
     with cgutils.for_range(b, pixels) as pixel:
         here = b.gep(x, [b.mul(pixel.index, step)])
         for j, total in enumerate(totals):
-            b.store(_load(b, correction, I64(j * lanes), kind), total)
+            b.store(load(b, correction, I64(j * lanes), kind), total)
         with cgutils.for_range(b, fours) as four:
             first = b.shl(four.index, I64(2))
             t = []
             for k in range(4):
                 tap = b.load(b.gep(taps, [b.add(first, I64(k))]))
-                t.append(_load(b, here, tap, small))
+                t.append(load(b, here, tap, small))
             a, c = (_interleave(b, t[0], t[1], h, 1) for h in (0, 1))
             d, e = (_interleave(b, t[2], t[3], h, 1) for h in (0, 1))
             mixed = [_interleave(b, m, n, h, 2) for m, n in ((a, d), (c, e)) for h in (0, 1)]
             base = b.mul(four.index, I64(16 * lanes))
             for j, (total, u) in enumerate(zip(totals, mixed, strict=True)):
-                s = _load(b, weights, b.add(base, I64(4 * lanes * j)), kind)
+                s = load(b, weights, b.add(base, I64(4 * lanes * j)), kind)
                 b.store(dot(b, isa, b.load(total), b.bitcast(u, kind), s), total)
         parts = []
         for j, total in enumerate(totals):
-            constants = tuple(_load(b, pointer, I64(j * lanes), real) for pointer in floats)
+            constants = tuple(load(b, pointer, I64(j * lanes), real) for pointer in floats)
             parts.append(FORMS[form].finish(b, isa, b.load(total), constants, limits))
         ordered = _in_order(b, isa, FORMS[form].element, parts)
-        _store(b, ordered, y, b.mul(pixel.index, b.mul(pitch, I64(size))))
+        store(b, ordered, y, b.mul(pixel.index, b.mul(pitch, I64(size))))
     b.ret_void()
     return function
 
@@ -475,7 +437,7 @@ def _depthwise_row(
         n0 = args[14]
 
         def data(index: int, first: ir.Value) -> ir.Value:
-            return _data(context, b, kinds[index], args[index], first)
+            return data_of(context, b, kinds[index], args[index], first)
 
         literals = isa.literal_value, form.literal_value, bool(saturating.literal_value)
         function = _depthwise_function(b.module, *literals)
