@@ -11,7 +11,7 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, flat
 from refquant.kernels.pointwise import limit
 from refquant.kernels.tensor_iterator import empty_sorted
 
@@ -60,9 +60,8 @@ def kernel(self: QTensor | Array) -> QTensor | Array:
     """Compute :func:`reference` in one compiled pass over the memory."""
     if not isinstance(self, QTensor):
         return reference(self)
-    out = empty_suggested(self.int_repr, self.int_repr.dtype)
-    q = memory_order(suggested(self.int_repr))
-    limit(q, int(self.zero_point), self.dtype.limits[1], memory_order(out))
+    q, into, out = flat(self.int_repr, self.int_repr.dtype)
+    limit(q, int(self.zero_point), self.dtype.limits[1], into)
     return self.with_int_repr(out)
 
 
