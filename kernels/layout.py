@@ -326,7 +326,7 @@ def c_order(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(-1).reshape(x.shape)
 
 
-def flat(x: Array) -> Array:
+def raveled(x: Array) -> Array:
     """Return the array in one dimension, writeable: Numba compiles anew for a read-only one."""
     one = np.ascontiguousarray(x).reshape(-1)
     return one if one.flags.writeable else one.copy()
