@@ -18,13 +18,14 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks
 from refquant.kernels.jit import jit
-from refquant.kernels.largest import largest
 from refquant.kernels.layout import empty_aligned, empty_suggested
+from refquant.kernels.row_blocks import largest
 from refquant.kernels.windows import (
     IntOrInts,
     as_image,
     as_volume,
     from_volume,
+    hashable,
     in_torch_memory,
     output_length,
     per_dimension,
@@ -97,7 +98,7 @@ def _geometry(
     dilation: IntOrInts,
 ) -> Geometry:
     parts = (kernel_size, stride, padding, dilation)
-    return _per_dimension(rank, *(tuple(p) if isinstance(p, list) else p for p in parts))
+    return _per_dimension(rank, *map(hashable, parts))
 
 
 @lru_cache(maxsize=1024)

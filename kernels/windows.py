@@ -50,6 +50,11 @@ def per_dimension(value: IntOrInts | None, rank: int, default: Sequence[int]) ->
     return tuple(value) * rank if len(value) == 1 else tuple(value)
 
 
+def hashable(value: IntOrInts | None) -> IntOrInts | None:
+    """Return a list as a tuple, for caches keyed by attributes."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def output_length(
     length: Size, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
 ) -> Size:
