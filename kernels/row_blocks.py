@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from refquant.kernels.llvm import (
     BYTES,
+    F32,
     I8,
     I32,
     I64,
@@ -23,6 +24,7 @@ from refquant.kernels.llvm import (
     data_of,
     load,
     new_function,
+    splat,
     store,
     vector,
 )
@@ -34,7 +36,8 @@ STEP = 4 * LANES
 
 # Windows whose loops are unrolled.
 UNROLLED = ((2, 2), (3, 3))
-Step = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+# Of a vector of results so far and one of bytes, with a scale and a zero point.
+Step = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
 class _Reducer(NamedTuple):
@@ -59,15 +62,31 @@ class _Reducer(NamedTuple):
 
 
 def _maximum(name: str) -> Step:
-    def step(b: ir.IRBuilder, best: ir.Value, value: ir.Value) -> ir.Value:
+    def step(
+        b: ir.IRBuilder, best: ir.Value, value: ir.Value, _scale: ir.Value, _zero: ir.Value
+    ) -> ir.Value:
         return call(b, f"llvm.{name}.v{value.type.count}i8", value.type, best, value)
 
     return step
 
 
 def _sum_of(widen: str) -> Step:
-    def step(b: ir.IRBuilder, total: ir.Value, value: ir.Value) -> ir.Value:
+    def step(
+        b: ir.IRBuilder, total: ir.Value, value: ir.Value, _scale: ir.Value, _zero: ir.Value
+    ) -> ir.Value:
         return b.add(total, getattr(b, widen)(value, total.type))
+
+    return step
+
+
+def _real_sum_of(widen: str) -> Step:
+    def step(
+        b: ir.IRBuilder, total: ir.Value, value: ir.Value, scale: ir.Value, zero: ir.Value
+    ) -> ir.Value:
+        lanes = value.type.count
+        whole = getattr(b, widen)(value, vector(I32, lanes))
+        difference = b.sitofp(b.sub(whole, splat(b, zero, lanes)), total.type)
+        return b.fadd(total, b.fmul(difference, splat(b, scale, lanes)))
 
     return step
 
@@ -78,23 +97,28 @@ _REDUCERS = {
     ("largest", True): _Reducer("smax", I8, -128, _maximum("smax")),
     ("sums", False): _Reducer("usum", I32, 0, _sum_of("zext")),
     ("sums", True): _Reducer("ssum", I32, 0, _sum_of("sext")),
+    ("real_sums", False): _Reducer("ureal", F32, 0, _real_sum_of("zext")),
+    ("real_sums", True): _Reducer("sreal", F32, 0, _real_sum_of("sext")),
 }
 
 
 def _function(module: ir.Module, reducer: _Reducer) -> ir.Function:
     """Emit what :data:`largest` and :data:`sums` call."""
     into = ir.PointerType(reducer.result)
-    function, new = new_function(module, f"refquant_{reducer.name}", [BYTES, *[I64] * 9, into])
+    arguments = [BYTES, *[I64] * 9, into, F32, I32]
+    function, new = new_function(module, f"refquant_{reducer.name}", arguments)
     if not new:
         return function
     b = ir.IRBuilder(function.append_basic_block("entry"))
-    x, outputs, step, planes, plane, rows, row, pixels, pixel, channels, y = function.args
+    x, outputs, step, planes, plane, rows, row, pixels, pixel, channels, y = function.args[:11]
+    parameters = function.args[11:]
 
     def start(width: int) -> ir.Constant:
         return constant(vector(reducer.result, width), reducer.first)
 
     def with_bytes(lanes: int, so_far: ir.Value, pointer: ir.Value, offset: ir.Value) -> ir.Value:
-        return reducer.step(b, so_far, load(b, pointer, offset, vector(I8, lanes)))
+        value = load(b, pointer, offset, vector(I8, lanes))
+        return reducer.step(b, so_far, value, *parameters)
 
     def window(lanes: int, begin: ir.Value) -> ir.Value:
         with b.goto_entry_block():
@@ -169,17 +193,46 @@ def _intrinsic(name: str) -> Callable[..., None]:
         i64 = nb.types.int64
         signature = nb.types.void(x, *[i64] * 10, y, i64)
 
-        def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             kinds = signature.args
             function = _function(b.module, _REDUCERS[name, kinds[0].dtype.signed])
             source = data_of(context, b, kinds[0], args[0], args[1])
             into = data_of(context, b, kinds[11], args[11], args[12])
-            b.call(function, [source, *args[2:11], into])
+            b.call(function, [source, *args[2:11], into, F32(0), I32(0)])
             return context.get_dummy_value()
 
         return signature, codegen
 
     return cast(Callable[..., None], reduce)
+
+
+@intrinsic  # type: ignore[misc,untyped-decorator,unused-ignore]
+def _real_sums(
+    _typing: Any,
+    x: Any,
+    x0: Any,
+    rows: Any,
+    row: Any,
+    channels: Any,
+    y: Any,
+    y0: Any,
+    scale: Any,
+    zero_point: Any,
+) -> Any:
+    i64 = nb.types.int64
+    signature = nb.types.void(x, i64, i64, i64, i64, y, i64, nb.types.float32, nb.types.int32)
+
+    def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        kinds = signature.args
+        function = _function(b.module, _REDUCERS["real_sums", kinds[0].dtype.signed])
+        source = data_of(context, b, kinds[0], args[0], args[1])
+        into = data_of(context, b, kinds[5], args[5], args[6])
+        one, none = I64(1), I64(0)
+        windows = (one, none, one, none, args[2], args[3], one, none, args[4])
+        b.call(function, [source, *windows, into, *args[7:]])
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _in_numpy(name: str) -> Callable[..., None]:
@@ -210,8 +263,29 @@ def _in_numpy(name: str) -> Callable[..., None]:
     return reduce
 
 
+def _real_sums_in_numpy(
+    x: Bytes,
+    x0: int,
+    rows: int,
+    row: int,
+    channels: int,
+    y: Bytes,
+    y0: int,
+    scale: np.float32,
+    zero_point: int,
+) -> None:
+    total = np.zeros(channels, np.float32)
+    for first in range(x0, x0 + rows * row, row):
+        whole = x[first : first + channels].astype(np.int32) - zero_point
+        total += whole.astype(np.float32) * np.float32(scale)
+    y[y0 : y0 + channels] = total
+
+
 # Called as ``largest(x, x0, outputs, step, planes, plane, rows, row, pixels, pixel, channels, y,
 # y0)``: windows of ``planes`` times ``rows`` times ``pixels`` rows of ``channels`` bytes, the
 # first of which begins at ``x0``; the windows begin ``step`` apart. ``y`` holds bytes for
 # ``largest`` and int32 for ``sums``.
 largest, sums = map(_in_numpy if nb.config.DISABLE_JIT else _intrinsic, ("largest", "sums"))
+# ``real_sums(x, x0, rows, row, channels, y, y0, scale, zero_point)`` adds dequantized rows one
+# after the other in float32.
+real_sums = _real_sums_in_numpy if nb.config.DISABLE_JIT else _real_sums
