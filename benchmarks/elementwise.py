@@ -50,17 +50,17 @@ def _pointwise(rng: np.random.Generator, channels: int, edge: int) -> Iterator[C
 def _pools(rng: np.random.Generator, channels: int, edge: int) -> Iterator[Call]:
     a = image(rng, 1, channels, edge, edge)
     plain = QTensor(np.ascontiguousarray(a.int_repr), a.scale, a.zero_point)
-    window = {"kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1]}
-    half = {"kernel_size": [2, 2], "stride": [2, 2], "padding": [0, 0]}
+    window = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1)}
+    half = {"kernel_size": (2, 2), "stride": (2, 2), "padding": (0, 0)}
     both = ((a,), (to_torch(a),)), ((plain,), (to_torch(plain),))
     for one in both:
-        yield "aten::max_pool2d", *one, {**window, "dilation": [1, 1]}
-        yield "aten::max_pool2d", *one, {**half, "dilation": [1, 1]}
+        yield "aten::max_pool2d", *one, {**window, "dilation": (1, 1)}
+        yield "aten::max_pool2d", *one, {**half, "dilation": (1, 1)}
         yield "aten::avg_pool2d", *one, window
         yield "aten::avg_pool2d", *one, half
-        yield "aten::adaptive_avg_pool2d", *one, {"output_size": [1, 1]}
-        yield "aten::adaptive_avg_pool2d", *one, {"output_size": [7, 7]}
-        yield "aten::mean", *one, {"dim": [2, 3]}
+        yield "aten::adaptive_avg_pool2d", *one, {"output_size": (1, 1)}
+        yield "aten::adaptive_avg_pool2d", *one, {"output_size": (7, 7)}
+        yield "aten::mean", *one, {"dim": (2, 3)}
         scaled = {"output_size": None, "scale_factors": [2.0, 2.0]}
         yield "aten::upsample_nearest2d", *one, scaled
         yield "aten::upsample_bilinear2d", *one, {**scaled, "align_corners": False}
