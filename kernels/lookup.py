@@ -14,10 +14,11 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from refquant.kernels.jit import jit
+from refquant.kernels.llvm import I8, I64, call, constant, data_of, load, store, vector
 
 Bytes = npt.NDArray[np.uint8]
 STEP = 64
-_BYTES = ir.VectorType(ir.IntType(8), STEP)
+_BYTES = vector(I8, STEP)
 
 
 def _has_vectors() -> bool:
@@ -33,28 +34,18 @@ def _look_up_steps(_typing: Any, q: Any, table: Any, steps: Any, out: Any) -> An
     signature = nb.types.void(q, table, nb.types.int64, out)
 
     def codegen(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        def vector(index: int, at: ir.Value) -> ir.Value:
-            kind = signature.args[index]
-            data = context.make_array(kind)(context, b, args[index]).data
-            return b.bitcast(b.gep(data, [at]), ir.PointerType(_BYTES))
-
-        def load(index: int, at: ir.Value) -> ir.Value:
-            loaded = b.load(vector(index, at))
-            loaded.align = 1
-            return loaded
-
-        name = "llvm.x86.avx512.vpermi2var.qi.512"
-        kind = ir.FunctionType(_BYTES, [_BYTES] * 3)
-        permute = cgutils.get_or_insert_function(b.module, kind, name)
-        parts = [load(1, ir.IntType(64)(STEP * i)) for i in range(4)]
-        zero = ir.Constant(_BYTES, [0] * STEP)
+        bytes_, entries, out = (
+            data_of(context, b, signature.args[i], args[i], I64(0)) for i in (0, 1, 3)
+        )
+        parts = [load(b, entries, I64(STEP * i), _BYTES) for i in range(4)]
         with cgutils.for_range(b, args[2]) as step:
-            at = b.mul(step.index, ir.IntType(64)(STEP))
-            index = load(0, at)
-            low = b.call(permute, [parts[0], index, parts[1]])
-            high = b.call(permute, [parts[2], index, parts[3]])
-            found = b.select(b.icmp_signed("<", index, zero), high, low)
-            b.store(found, vector(3, at)).align = 1
+            at = b.mul(step.index, I64(STEP))
+            index = load(b, bytes_, at, _BYTES)
+            name = "llvm.x86.avx512.vpermi2var.qi.512"
+            low = call(b, name, _BYTES, parts[0], index, parts[1])
+            high = call(b, name, _BYTES, parts[2], index, parts[3])
+            is_high = b.icmp_signed("<", index, constant(_BYTES, 0))
+            store(b, b.select(is_high, high, low), out, at)
         return context.get_dummy_value()
 
     return signature, codegen

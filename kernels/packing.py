@@ -130,13 +130,16 @@ def _zero_point_terms(zero_point: Array) -> list[Array]:
 
 
 class Lanes(NamedTuple):
-    """What the tile adds and multiplies, in the order of packed channels; ``output`` is one."""
+    """What the tile adds and multiplies, in the order of packed channels.
+
+    ``real`` holds what all channels share: first the steps of the result in 1.
+    """
 
     correction: npt.NDArray[np.int32]
     addend: npt.NDArray[np.float32]
     factor: npt.NDArray[np.float32]
     multiplier: npt.NDArray[np.float32]
-    output: np.float32
+    real: npt.NDArray[np.float32]
 
 
 class PackedWeight(QTensor):
@@ -219,6 +222,11 @@ class PackedWeight(QTensor):
         matrix = unpack(self.data, sizes, self.layout, self.passes)
         return _unmatrix(matrix, self.layout, self.shape)
 
+    @property
+    def copies(self) -> int:
+        """How often a depthwise layer reads each input channel."""
+        return self.sums.size // self.layout.groups if self.layout.depthwise else 1
+
     def lanes(
         self, rule: Rule | None, x: QTensor, scale: float, bias: npt.NDArray[np.float32] | None
     ) -> Lanes:
@@ -271,7 +279,8 @@ class PackedWeight(QTensor):
             correction = correction + each.integer
         floats = (each.addend, each.factor, each.multiplier)
         addend, factor, multiplier = (values[order] for values in floats)
-        return Lanes(correction[order], addend, factor, multiplier, each.output)
+        real = np.array([each.output, 0, 0, 0, 0, 0], np.float32)
+        return Lanes(correction[order], addend, factor, multiplier, real)
 
 
 class PackedArray(np.ndarray[Any, np.dtype[np.int8]]):

@@ -25,7 +25,7 @@ from refquant.kernels.accumulate import (
     weight_zero_points,
     windows,
 )
-from refquant.kernels.convolve import Window, convolve
+from refquant.kernels.convolve import convolve
 from refquant.kernels.engines import (
     check_symmetric,
     combines_scales,
@@ -39,6 +39,7 @@ from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
 from refquant.kernels.requantize import Rounding, Stage
+from refquant.kernels.walk import Window
 
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]

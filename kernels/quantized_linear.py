@@ -23,8 +23,8 @@ from refquant.kernels.accumulate import (
     dot_saturating,
     weight_zero_points,
 )
-from refquant.kernels.convolve import as_unsigned, linear_product
 from refquant.kernels.engines import check_symmetric
+from refquant.kernels.multiply import as_unsigned, linear_product
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.requantize import Rounding, Stage
 
