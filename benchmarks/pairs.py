@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import refquant
 from refquant import Target
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
@@ -18,7 +19,8 @@ from refquant.ir.qtensor import QTensor
 class Pair(NamedTuple):
     """The same work by refquant and by another; both return what is compared.
 
-    ``other`` says whose the second is; ``exact`` whether its bits are meant to be ours.
+    ``other`` says whose the second is; ``exact`` whether its bits are meant to be ours; ``wanted``
+    the ratio to reach; ``note`` what else is to be known.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Pair(NamedTuple):
     wanted: float | None = None
     other: str = "torch"
     exact: bool = True
+    note: str = ""
 
 
 class Row(NamedTuple):
@@ -42,6 +45,13 @@ class Row(NamedTuple):
     def ratio(self) -> float:
         """The other's time over ours."""
         return self.theirs / self.ours
+
+
+def set_threads(threads: int) -> None:
+    """Give torch and refquant so many threads."""
+    torch.set_num_threads(threads)
+    if set_num_threads := getattr(refquant, "set_num_threads", None):
+        set_num_threads(threads)
 
 
 def isa() -> str:

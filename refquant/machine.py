@@ -49,7 +49,7 @@ def describe() -> dict[str, str | list[str]]:
         "cpu count": str(os.cpu_count()),
         "default target": str(Target()),
         "jit": "disabled (NUMBA_DISABLE_JIT)" if nb.config.DISABLE_JIT else "enabled",
-        "jit cache": str(CACHE_FOLDER) if CACHE_FOLDER else "none (no folder can be written)",
+        "jit cache": str(CACHE_FOLDER) if CACHE_FOLDER else "none",
         "jit cache size": _size(current),
         "jit cache, stale": f"{len(stale)} folders of other sources: {_size(stale)}",
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
