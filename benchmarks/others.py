@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import nets
+import networks
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from onnx_nets import MICROSOFT, session
+from onnx_nets import MICROSOFT, session, to_onnx
 from operators import CONVOLUTIONS, DEPTHWISE, PRODUCTS, convolution, linear
 from pairs import Pair
+from torch import nn
 from torch.nn import functional as F
-
-Runner = Callable[[onnx.ModelProto, int], Any]
 
 
 def geometries() -> Iterator[tuple[int, ...]]:
@@ -153,3 +154,32 @@ def in_onnx_reference() -> Iterator[Pair]:
     ):
         model = convolution_model(geometry, channels_last=False)
         yield of(convolution("fbgemm", *geometry), *model)
+
+
+class _Small(nn.Module):
+    """Two convolutions and a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.pool = nn.MaxPool2d(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return 32 maps."""
+        return F.relu(self.second(self.pool(F.relu(self.first(x)))))
+
+
+def network_in_onnx_reference() -> Iterator[Pair]:
+    """Yield a small network against the evaluator that comes with onnx."""
+    made = nets.quantized(_Small().eval(), torch.randn(1, 3, 32, 32))
+    graph = networks.imported(*made, "fbgemm")
+    runs, x = ReferenceEvaluator(to_onnx(graph)), made[1][0].numpy()
+    entry = graph.inputs[0].name
+    yield Pair(
+        "two convolutions and a pool at 32",
+        lambda: graph(x),
+        lambda: runs.run(None, {entry: x}),
+        200.0,
+        "onnx.reference",
+        False,
+    )

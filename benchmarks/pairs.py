@@ -87,12 +87,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(pair: Pair, budget: float = 0.3, most: int = 200) -> Row:
-    """Run both in turn, for about ``budget`` seconds and at least seven times."""
+def measure(pair: Pair, budget: float = 0.3, least: int = 7, most: int = 200) -> Row:
+    """Run both in turn, for about ``budget`` seconds and at least ``least`` times."""
     equal = is_equal(pair) if pair.exact else None
     pair.ours(), pair.theirs()
     once = seconds(pair.ours) + seconds(pair.theirs)
-    runs = min(max(7, int(budget / once)), most)
+    runs = min(max(least, int(budget / once)), most)
     times = [(seconds(pair.ours), seconds(pair.theirs)) for _ in range(runs)]
     ours, theirs = (min(column) for column in zip(*times, strict=True))
     return Row(pair, equal, ours, theirs, statistics.median(b / a for a, b in times))
