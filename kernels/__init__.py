@@ -14,7 +14,7 @@ Files that are not in the table are shared by several ops:
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
-* ``jit`` compiles, ``checks`` refuses.
+* ``jit`` compiles, ``jit_cache`` says where the result is kept, ``checks`` refuses.
 """
 
 from refquant.ir.op import OPS
