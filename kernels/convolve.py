@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
+from refquant.kernels import job
 from refquant.kernels.accumulate import Sums
 from refquant.kernels.convolve_pairs import convolve_in_pairs
-from refquant.kernels.depthwise import DEPTHWISE
 from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD, Rounding, Stage, finish_sums
-from refquant.kernels.tile import MULTIPLY
-from refquant.kernels.walk import Map, Placement, Walk, Window, place, placement, walk_of
+from refquant.kernels.walk import Map, Placement, Window, place, placement, walk_of
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -26,8 +25,6 @@ Ints = npt.NDArray[np.int32]
 
 # Below this size one fill of the whole map costs less than finding its borders.
 SMALL_MAP = 1 << 15
-# What the tile takes for the operand that only sums have.
-NOTHING = np.zeros(0, np.uint8), np.zeros(0, np.int64), 0
 
 _local = threading.local()
 
@@ -111,7 +108,11 @@ def _run(
         memory = placed(rows, int(x.zero_point), how, (images, *source.sizes, channels, copies))
     geometry = (source, window, layout, weight.passes, outputs, Map.dense(window.out))
     walk = walk_of(images, channels * copies, *geometry)
-    run_tile(memory, walk, weight, window, lanes, form, whole, y.reshape(-1), saturating)
+    common = (memory, walk, weight, lanes, form, whole, y.reshape(-1))
+    if layout.depthwise:
+        job.depthwise(*common, window.out[-1], saturating).run()
+    else:
+        job.dense(*common).run()
 
 
 def placed(rows: Array, zero_point: int, how: Placement, shape: tuple[int, ...]) -> Bytes:
@@ -122,51 +123,3 @@ def placed(rows: Array, zero_point: int, how: Placement, shape: tuple[int, ...])
         how = how._replace(borders=None)
     place(rows, zero_point, how, memory[:size].reshape(shape))
     return memory
-
-
-def run_tile(
-    memory: Bytes,
-    walk: Walk,
-    weight: PackedWeight,
-    window: Window,
-    lanes: Lanes,
-    form: str,
-    whole: Ints,
-    y: Array,
-    saturating: bool,
-    other: tuple[Bytes, npt.NDArray[np.int64], int] = NOTHING,
-) -> None:
-    """Run the tile over rows in ``memory``, into places in the flat array ``y``."""
-    function, arguments = tile_call(
-        memory, walk, weight, window, lanes, form, whole, y, saturating, other
-    )
-    function(*arguments, 0, walk.total, y.size)
-
-
-def tile_call(
-    memory: Bytes,
-    walk: Walk,
-    weight: PackedWeight,
-    window: Window,
-    lanes: Lanes,
-    form: str,
-    whole: Ints,
-    y: Array,
-    saturating: bool,
-    other: tuple[Bytes, npt.NDArray[np.int64], int] = NOTHING,
-) -> tuple[Any, tuple[Any, ...]]:
-    """Return a compiled function and its arguments, but for the range of rows."""
-    layout, outputs = weight.layout, weight.sums.size
-    if layout.depthwise:
-        pixels = (walk.pixel_step, window.out[-1])
-        return DEPTHWISE[form, saturating], (
-            *(memory, walk.step, walk.rows, *pixels, walk.taps),
-            *(weight.data, outputs, *lanes, whole, y, walk.places, walk.place_step),
-        )
-    groups = layout.groups // layout.merged
-    inputs = weight.shape[0] if layout.transposed else weight.shape[1] * layout.groups
-    return MULTIPLY[form], (
-        *(memory, walk.step, walk.rows, walk.taps, walk.depth4),
-        *(weight.data, groups, inputs // groups, outputs // groups),
-        *(*lanes, whole, y, walk.places, walk.place_step, *other),
-    )

@@ -20,9 +20,10 @@ from refquant.ir.prepared import Margins, Operand, Place
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, quint8
-from refquant.kernels import convolve
+from refquant.kernels import convolve, job
 from refquant.kernels.accumulate import Sums
 from refquant.kernels.fused_add import Addition, addition
+from refquant.kernels.job import NOTHING, Job
 from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Ints, Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
@@ -141,21 +142,18 @@ class Layer:
         form = self.stage.form if self.sum is None else "added"
         add = self._adder(operands[1]) if self.sum is not None else None
 
-        def call(memory: Bytes, walk: Walk, y: Bytes, more: tuple[QTensor, ...]) -> Any:
-            other = convolve.NOTHING if add is None else add(*more)
-            function, arguments = convolve.tile_call(
-                *(memory, walk, self.weight, self.window, lanes, form, numbers, y),
-                *(self.saturating, other),
-            )
-            return function, (*arguments, 0, walk.total, y.size)
+        def work(memory: Bytes, walk: Walk, y: Bytes, more: tuple[QTensor, ...]) -> Job:
+            common = (memory, walk, self.weight, lanes, form, numbers, y)
+            if self.weight.layout.depthwise:
+                return job.depthwise(*common, self.window.out[-1], self.saturating)
+            return job.dense(*common, NOTHING if add is None else add(*more))
 
         if result is None:
             shape, size = self._result_shape(), self.size(None)
 
             def fresh(x: QTensor, *more: QTensor) -> QTensor:
                 y = np.empty(size, np.uint8)[: size - SLACK]  # a sum may read past it
-                function, arguments = call(*read(x), y, more)
-                function(*arguments)
+                work(*read(x), y, more).run()
                 return self._tensor(y.reshape(shape.images, *shape.spatial, shape.channels))
 
             return fresh
@@ -165,10 +163,10 @@ class Layer:
         borders = self._borders(y, whole)
         zero_point = int(tensor.zero_point)
         if found is not None and all(place is not None for place in operands):
-            function, arguments = call(*found, y, ())
+            known = work(*found, y, ())
 
             def bound(*_operands: QTensor) -> QTensor:
-                function(*arguments)
+                known.run()
                 for border in borders:
                     border.fill(zero_point)
                 return tensor
@@ -176,8 +174,7 @@ class Layer:
             return bound
 
         def placed(x: QTensor, *more: QTensor) -> QTensor:
-            function, arguments = call(*read(x), y, more)
-            function(*arguments)
+            work(*read(x), y, more).run()
             for border in borders:
                 border.fill(zero_point)
             return tensor

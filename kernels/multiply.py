@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import quint8
+from refquant.kernels import job
 from refquant.kernels.accumulate import Sums
-from refquant.kernels.convolve import NOTHING, buffer
+from refquant.kernels.convolve import buffer
 from refquant.kernels.convolve_pairs import multiply_rows
 from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD, Rounding, Stage, finish_sums
-from refquant.kernels.tile import MULTIPLY
 from refquant.kernels.walk import matrix_walk
 
 Array = npt.NDArray[Any]
@@ -40,13 +40,8 @@ def matrix_product(
         source[: x.size] = x.reshape(-1)
     else:
         source = raveled(x)
-    outputs = weight.sums.size
-    walk = matrix_walk(count, depth, weight.passes, outputs)
-    MULTIPLY[form](
-        *(source, walk.step, walk.rows, walk.taps, walk.depth4, weight.data, 1, 0, outputs),
-        *(*lanes, whole, y.reshape(-1), walk.places, walk.place_step, *NOTHING),
-        *(0, count, y.size),
-    )
+    walk = matrix_walk(count, depth, weight.passes, weight.sums.size)
+    job.dense(source, walk, weight, lanes, form, whole, y.reshape(-1)).run()
 
 
 def linear_product(

@@ -288,14 +288,17 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
         begin: int,
         end: int,
         bound: int,
+        first_panel: int,
+        last_panel: int,
     ) -> None:
-        """Compute rows ``begin`` to ``end`` of ``groups * outputs`` channels into ``y``.
+        """Compute rows ``begin`` to ``end`` of some panels of each group into ``y``.
 
         Row ``r`` begins at byte ``r // rows.size * step + rows[r % rows.size]`` of ``x``, plus
         ``group_step`` per group, and likewise its place in ``y``. Elements of ``y`` from
         ``bound`` on are not touched.
         """
         panels = (outputs + panel - 1) // panel
+        alone = groups == 1 and first_panel == 0  # nobody else writes where a panel overhangs
         depth = segments.size * depth4 * 4
         panel_bytes = depth * panel
         scratch = np.empty(tall * panel, y.dtype)
@@ -311,7 +314,7 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
             for group in range(groups):
                 x0 = block * step + group * group_step
                 # Panels downwards: where the last one overhangs, others write later.
-                for p in range(panels - 1, -1, -1):
+                for p in range(last_panel - 1, first_panel - 1, -1):
                     n0 = p * panel
                     live = min(panel, outputs - n0)
                     lane = (group * panels + p) * panel
@@ -330,7 +333,7 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
                         else:
                             height = 1
                         last = y0 + places[m + height - 1] + panel
-                        direct = live == panel or (groups == 1 and last <= bound)
+                        direct = live == panel or (alone and last <= bound)
                         if direct:
                             out, out0, at, place = y, y0, places, m
                         else:
