@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,9 @@ def test_a_wrong_number_is_refused(count: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_workers_of_its_own() -> None:
     threads.run(lambda _number: None, [(0,), (1,)])
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any thread
+        child = os.fork()
     if child == 0:
         barrier = threading.Barrier(2, timeout=20)
         try:
