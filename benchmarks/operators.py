@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
-from pairs import Pair, kernel, report
+from elementwise import elementwise
+from pairs import Pair, image, kernel, report
 
 from refquant import QTensor, qint8
 from refquant.importers.fx_torch import to_torch
@@ -43,12 +44,6 @@ DEPTHWISE = (
     *((32, 3, 1, 112), (96, 3, 2, 112), (144, 3, 1, 56), (192, 3, 2, 56), (384, 3, 1, 14)),
     *((576, 3, 2, 14), (960, 3, 1, 7), (240, 5, 1, 14)),
 )
-
-
-def image(rng: np.random.Generator, *shape: int) -> QTensor:
-    """Return activations in channels-last memory."""
-    q = rng.integers(0, 128, (shape[0], *shape[2:], shape[1]), np.uint8)
-    return QTensor(np.moveaxis(q, -1, 1), 0.03, 11)
 
 
 def weights(rng: np.random.Generator, *shape: int) -> QTensor:
@@ -129,56 +124,6 @@ def products(engine: str) -> Iterator[Pair]:
         yield convolution(engine, *geometry)
     for channels, size, stride, edge in DEPTHWISE:
         yield convolution(engine, channels, channels, size, stride, edge, channels, 1)
-
-
-def elementwise(engine: str) -> Iterator[Pair]:
-    """Yield what works on single elements, and pools."""
-    torch.backends.quantized.engine = engine
-    rng = np.random.default_rng(1)
-    a, b = image(rng, 1, 64, 112, 112), image(rng, 1, 64, 112, 112)
-    ta, tb = to_torch(a), to_torch(b)
-    one = (a,), (ta,)
-    given = {"scale": 0.05, "zero_point": 3}
-    output = {"output_scale": 1 / 256, "output_zero_point": 0}
-    window = {"kernel_size": [3, 3], "stride": [2, 2], "padding": [1, 1]}
-    calls: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-        *(
-            (f"quantized::{name}", ((a, b), (ta, tb)), given)
-            for name in ("add", "add_relu", "mul")
-        ),
-        ("quantized::cat", ((a, b), ([ta, tb],)), {"dim": 1, **given}),
-        *((f"aten::{name}", one, {}) for name in ("relu", "sigmoid", "tanh", "hardsigmoid")),
-        ("quantized::hardswish", one, output),
-        ("quantized::elu", one, {**output, "alpha": 1.0, "scale": 1.0, "input_scale": 1.0}),
-        ("quantized::leaky_relu", one, {"negative_slope": 0.1, "inplace": False, **output}),
-        ("aten::hardtanh", one, {"min_val": 0.0, "max_val": 6.0}),
-        ("quantized::softmax", one, {"dim": 1, **output}),
-        ("aten::dequantize", one, {}),
-        ("aten::max_pool2d", one, {**window, "dilation": [1, 1]}),
-        ("aten::avg_pool2d", one, window),
-        ("aten::adaptive_avg_pool2d", one, {"output_size": [1, 1]}),
-        ("aten::mean", one, {"dim": [2, 3]}),
-        (
-            "aten::upsample_nearest2d",
-            one,
-            {"output_size": None, "scale_factors": [2.0, 2.0]},
-        ),
-        (
-            "aten::upsample_bilinear2d",
-            one,
-            {"output_size": None, "align_corners": False, "scale_factors": [2.0, 2.0]},
-        ),
-    )
-    for name, (ours, theirs), attributes in calls:
-        function = kernel(name, engine)
-        space, _, op = name.partition("::")
-        other = getattr(getattr(torch.ops, space), op)
-        yield Pair(
-            f"{op} 1 x 64 x 112 x 112",
-            lambda f=function, x=ours, k=attributes: f(*x, **k),
-            lambda f=other, x=theirs, k=attributes: f(*x, **k),
-            other=engine,
-        )
 
 
 def main() -> None:

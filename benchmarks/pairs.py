@@ -65,6 +65,12 @@ def kernel(name: str, engine: str = "fbgemm") -> Callable[..., Any]:
     return OPS[name].bind(Target(engine, isa()), fast=True)
 
 
+def image(rng: np.random.Generator, *shape: int) -> QTensor:
+    """Return activations in channels-last memory."""
+    q = rng.integers(0, 128, (shape[0], *shape[2:], shape[1]), np.uint8)
+    return QTensor(np.moveaxis(q, -1, 1), 0.03, 11)
+
+
 def bits(result: Any) -> list[Any]:
     """Return the arrays in a result of refquant or torch."""
     if isinstance(result, tuple | list):

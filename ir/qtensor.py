@@ -159,9 +159,32 @@ class QTensor:
 
     def with_int_repr(self, int_repr: Array) -> QTensor:
         """Return other integers with the same quantization parameters."""
-        return QTensor(
-            int_repr, self.scale, self.zero_point, self.axis, self.dtype, self.group_size
+        if int_repr.dtype is not self.int_repr.dtype:
+            return QTensor(
+                int_repr, self.scale, self.zero_point, self.axis, self.dtype, self.group_size
+            )
+        made = object.__new__(QTensor)
+        fields = made.__dict__
+        fields.update(self.__dict__)
+        fields["int_repr"] = int_repr
+        return made
+
+    @classmethod
+    def unchecked(cls, int_repr: Array, scale: float, zero_point: int, dtype: DType) -> QTensor:
+        """Return a tensor quantized per tensor, for kernels whose attributes were checked before.
+
+        The checks of the constructor take as long as a small kernel.
+        """
+        made = object.__new__(cls)
+        made.__dict__.update(
+            int_repr=int_repr,
+            scale=scale,
+            zero_point=zero_point,
+            axis=None,
+            dtype=dtype,
+            group_size=None,
         )
+        return made
 
 
 Tensor = Array | QTensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from refquant.ir.errors import VerifyError
 
@@ -68,7 +69,7 @@ class Target:
         if self.threads < 1:
             raise VerifyError(f"target: threads must be >= 1, got {self.threads}")
 
-    @property
+    @cached_property
     def fused_multiply_add(self) -> bool:
         """Whether ATen's vector kernels contract ``a * b + c`` into one rounding."""
         return self.isa is not Isa.DEFAULT

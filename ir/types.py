@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
     """An element type, named as in torch.
 
@@ -42,7 +43,7 @@ class DType:
         """Whether the type is a float (bfloat16 and float16 included)."""
         return not self.is_quantized and self.name.startswith(("float", "bfloat"))
 
-    @property
+    @cached_property
     def limits(self) -> tuple[int, int]:
         """``(quant_min, quant_max)`` of a quantized type.
 
@@ -54,6 +55,12 @@ class DType:
         if self.quant_min is None or self.quant_max is None:
             raise VerifyError(f"{self.name} is not a quantized dtype")
         return self.quant_min, self.quant_max
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, DType) and self.name == other.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     def __repr__(self) -> str:
         return f"refquant.{self.name}"
@@ -318,6 +325,19 @@ class TensorType:
     def rank(self) -> int:
         """Number of dimensions."""
         return len(self.shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape, where no length is a symbol.
+
+        Raises
+        ------
+        VerifyError
+            If one is.
+        """
+        if any(isinstance(size, Dim) for size in self.shape):
+            raise VerifyError(f"expected known lengths, got {format_shape(self.shape)}")
+        return tuple(int(size) for size in self.shape if not isinstance(size, Dim))
 
     def per_tensor(self) -> tuple[float, int]:
         """Return ``(scale, zero_point)``.

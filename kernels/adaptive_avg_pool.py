@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,12 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
+    Nest,
     Rule,
     average,
     average_compiled,
     divisors,
+    nest,
     reciprocals,
     reciprocals_in_turn,
 )
@@ -47,7 +50,7 @@ from refquant.kernels.windows import (
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-Average = Callable[[QTensor, Sequence[Windows], Array, Rule], Array]
+Average = Callable[[QTensor, "_Averaged", Rule], Array]
 Mean = Callable[..., Any]
 CHANNELS_PER_STEP = 8
 
@@ -66,8 +69,8 @@ def _adaptive(
     rank: int,
     output_size: IntOrInts,
     target: Target,
-    averaged: Average = average,
-    mean: Mean = mean_reference,
+    averaged: Average,
+    mean: Mean,
 ) -> QTensor | Array:
     sizes = per_dimension(output_size, rank, ())
     if rank == 1:
@@ -103,7 +106,21 @@ def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Avera
             "adaptive_avg_pool3d: torch misreads a single volume whose memory is dense with "
             "depth innermost; add a batch dimension"
         )
-    pairs = list(zip(x.shape[-rank:], sizes, strict=True))
+    rule = _rule(x, rank, target)
+    return x.with_int_repr(averaged(x, _averaged(x.shape[-rank:], tuple(sizes), rule.raw), rule))
+
+
+class _Averaged(NamedTuple):
+    """The windows of a pool and what their sums are multiplied with."""
+
+    windows: list[Windows]
+    factor: F32
+    nest: Nest
+
+
+@lru_cache(maxsize=1024)
+def _averaged(lengths: tuple[int, ...], sizes: tuple[int, ...], in_turn: bool) -> _Averaged:
+    pairs = list(zip(lengths, sizes, strict=True))
     windows = [adaptive_rounded(n, size) for n, size in pairs]
     for (n, size), window in zip(pairs, windows, strict=True):
         if n * size >= 2**31 or window.end.max(initial=0) > n:
@@ -111,12 +128,19 @@ def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Avera
                 f"adaptive_avg_pool: torch's int32 and float32 windows leave the input, from "
                 f"length {n} to {size}"
             )
-    rule = _rule(x, rank, target)
-    if rule.raw:
+    if in_turn:
         factor = reciprocals_in_turn(windows)
     else:
         factor = reciprocals(divisors(windows, count_padding=False))
-    return x.with_int_repr(averaged(x, windows, factor, rule))
+    return _Averaged(windows, factor, nest(windows, factor))
+
+
+def _plainly(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
+    return average(x, pool.windows, pool.factor, rule)
+
+
+def _compiled(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
+    return average_compiled(x, pool.nest, rule)
 
 
 def _divides(lengths: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -175,7 +199,7 @@ def reference_1d(
     >>> reference_1d(QTensor(np.uint8([[1, 2, 3]]), 0.5, 0), 2).int_repr
     array([[2, 2]], dtype=uint8)
     """
-    return _adaptive(self, 1, output_size, target)
+    return _adaptive(self, 1, output_size, target, _plainly, mean_reference)
 
 
 def reference_2d(
@@ -227,7 +251,7 @@ def reference_2d(
     >>> reference_2d(x, 1).int_repr
     array([[[[2]]]], dtype=uint8)
     """
-    return _adaptive(self, 2, output_size, target)
+    return _adaptive(self, 2, output_size, target, _plainly, mean_reference)
 
 
 def reference_3d(
@@ -242,7 +266,7 @@ def reference_3d(
     >>> reference_3d(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), 1)
     array([[[[3.5]]]], dtype=float32)
     """
-    return _adaptive(self, 3, output_size, target)
+    return _adaptive(self, 3, output_size, target, _plainly, mean_reference)
 
 
 def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
@@ -256,12 +280,12 @@ def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Ta
     >>> reference_windows(QTensor(np.uint8([[[[[8, 7]]]]]), 0.5, 7), 1).int_repr
     array([[[[[8]]]]], dtype=uint8)
     """
-    return _quantized(self, per_dimension(output_size, 3, ()), target, average)
+    return _quantized(self, per_dimension(output_size, 3, ()), target, _plainly)
 
 
 def kernel_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
     """Compute :func:`reference_windows` in one compiled pass."""
-    return _quantized(self, per_dimension(output_size, 3, ()), target, average_compiled)
+    return _quantized(self, per_dimension(output_size, 3, ()), target, _compiled)
 
 
 def infer_windows(self: TensorType, output_size: IntOrInts) -> TensorType:
@@ -292,7 +316,7 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
     ) -> QTensor | Array:
         """Compute the reference in one compiled pass."""
-        return _adaptive(self, rank, output_size, target, average_compiled, mean_kernel)
+        return _adaptive(self, rank, output_size, target, _compiled, mean_kernel)
 
     return kernel
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,22 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
-from refquant.kernels.averages import Rule, average, average_compiled, divisors, reciprocals
+from refquant.kernels.averages import (
+    Nest,
+    Rule,
+    average,
+    average_compiled,
+    divisors,
+    nest,
+    reciprocals,
+)
 from refquant.kernels.layout import channels_last, empty_suggested, is_contiguous_channels_last
 from refquant.kernels.rounding_jit import AFTER, BEFORE
 from refquant.kernels.windows import (
     IntOrInts,
     Windows,
     as_image,
+    hashable,
     is_pooled_channels_last,
     output_length,
     per_dimension,
@@ -46,17 +55,17 @@ CHANNELS_PER_STEP = {
 
 
 def _windows(
-    shape: tuple[int, ...],
-    rank: int,
+    lengths: tuple[int, ...],
     kernel_size: IntOrInts,
     stride: IntOrInts | None,
     padding: IntOrInts,
     ceil_mode: bool,
 ) -> list[Windows]:
+    rank = len(lengths)
     kernel = per_dimension(kernel_size, rank, ())
     strides = per_dimension(stride, rank, kernel)
     paddings = per_dimension(padding, rank, (0,) * rank)
-    sizes = zip(shape[len(shape) - rank :], kernel, strides, paddings, strict=True)
+    sizes = zip(lengths, kernel, strides, paddings, strict=True)
     windows = [sliding(*size, ceil_mode) for size in sizes]
     return [ONE, *windows] if rank == 1 else windows  # a signal is pooled as an image
 
@@ -87,25 +96,58 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
     target: Target,
-    averaged: Callable[[QTensor, list[Windows], Array, Rule], Array] = average,
+    averaged: Callable[[QTensor, _Averaged, Rule], Array],
 ) -> QTensor | Array:
-    windows = _windows(x.shape, rank, kernel_size, stride, padding, ceil_mode)
-    floor = rank < 3 and not ceil_mode
-    if isinstance(x, QTensor) and floor and qnnpack_average.applies(x, target):
-        return _as_qnnpack(x, rank, windows, prod(per_dimension(kernel_size, rank, ())))
+    pool = _averaged(
+        *(tuple(x.shape[-rank:]), hashable(kernel_size), hashable(stride), hashable(padding)),
+        *(ceil_mode, count_include_pad, divisor_override),
+    )
+    if not isinstance(x, QTensor):
+        if rank == 1:
+            return _average_float(as_image(x), pool.windows, pool.divisor)[..., 0, :]
+        return _average_float(x, pool.windows, pool.divisor)
+    if qnnpack_average.applies(x, target) and rank < 3 and not ceil_mode:
+        return _as_qnnpack(x, rank, pool.windows, prod(per_dimension(kernel_size, rank, ())))
+    if rank == 1:
+        image = x.with_int_repr(as_image(x.int_repr))
+        return x.with_int_repr(averaged(image, pool, _rule(image, 2, target))[..., 0, :])
+    x = _in_torch_layout(x, rank)
+    return x.with_int_repr(averaged(x, pool, _rule(x, rank, target)))
+
+
+class _Averaged(NamedTuple):
+    """The windows of a pool and what their sums are divided by."""
+
+    windows: list[Windows]
+    divisor: Array
+    factor: F32
+    nest: Nest
+
+
+@lru_cache(maxsize=1024)
+def _averaged(
+    lengths: tuple[int, ...],
+    kernel_size: IntOrInts,
+    stride: IntOrInts | None,
+    padding: IntOrInts,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> _Averaged:
+    windows = _windows(lengths, kernel_size, stride, padding, ceil_mode)
     divisor = divisors(windows, count_padding=count_include_pad)
     if divisor_override is not None:
         divisor = np.full_like(divisor, divisor_override)
-    if not isinstance(x, QTensor):
-        if rank == 1:
-            return _average_float(as_image(x), windows, divisor)[..., 0, :]
-        return _average_float(x, windows, divisor)
-    if rank == 1:
-        image = x.with_int_repr(as_image(x.int_repr))
-        y = averaged(image, windows, reciprocals(divisor), _rule(image, 2, target))
-        return x.with_int_repr(y[..., 0, :])
-    x = _in_torch_layout(x, rank)
-    return x.with_int_repr(averaged(x, windows, reciprocals(divisor), _rule(x, rank, target)))
+    factor = reciprocals(divisor)
+    return _Averaged(windows, divisor, factor, nest(windows, factor))
+
+
+def _plainly(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
+    return average(x, pool.windows, pool.factor, rule)
+
+
+def _compiled(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
+    return average_compiled(x, pool.nest, rule)
 
 
 def _as_qnnpack(x: QTensor, rank: int, windows: list[Windows], count: int) -> QTensor:
@@ -157,7 +199,18 @@ def reference_1d(
     array([[2, 2]], dtype=uint8)
     """
     return _avg_pool(
-        *(self, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None, target)
+        *(
+            self,
+            1,
+            kernel_size,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+            None,
+            target,
+            _plainly,
+        )
     )
 
 
@@ -224,7 +277,7 @@ def reference_2d(
     """
     return _avg_pool(
         *(self, 2, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(divisor_override, target),
+        *(divisor_override, target, _plainly),
     )
 
 
@@ -251,7 +304,7 @@ def reference_3d(
     """
     return _avg_pool(
         *(self, 3, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(divisor_override, target),
+        *(divisor_override, target, _plainly),
     )
 
 
@@ -307,7 +360,7 @@ def kernel_1d(
     """Compute :func:`reference_1d` in one compiled pass."""
     return _avg_pool(
         *(self, 1, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(None, target, average_compiled),
+        *(None, target, _compiled),
     )
 
 
@@ -325,7 +378,7 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         """Compute the reference in one compiled pass."""
         return _avg_pool(
             *(self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad),
-            *(divisor_override, target, average_compiled),
+            *(divisor_override, target, _compiled),
         )
 
     return kernel

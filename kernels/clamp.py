@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import TensorType, qint32, quint8
+from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.layout import empty_suggested, is_channels_last, memory_order, suggested
+from refquant.kernels.layout import flat, is_channels_last
 from refquant.kernels.pointwise import limit
 from refquant.kernels.tensor_iterator import empty_sorted
 
@@ -28,12 +29,8 @@ def _limit(
     x: QTensor | Array, low: float | None, high: float | None, target: Target
 ) -> QTensor | Array:
     if isinstance(x, QTensor):
-        y = empty_suggested(x.int_repr, x.int_repr.dtype)
-        least, most = (
-            end if bound is None else _bound(x, bound)
-            for bound, end in zip((low, high), x.dtype.limits, strict=True)
-        )
-        limit(memory_order(suggested(x.int_repr)), least, most, memory_order(y))
+        q, into, y = flat(x.int_repr, x.int_repr.dtype)
+        limit(q, *_bounds(low, high, float(x.scale), int(x.zero_point), x.dtype), into)
         if target.engine in SCRAMBLING and x.dtype == quint8 and is_channels_last(y):
             return x.with_int_repr(np.moveaxis(y, 1, -1).reshape(y.shape))
         return x.with_int_repr(y)
@@ -46,11 +43,22 @@ def _limit(
     return out
 
 
-def _bound(x: QTensor, bound: float) -> int:
-    """Return a bound quantized as torch's scalar code does."""
-    with np.errstate(over="ignore"):
-        real = np.asarray(bound, np.float32)
-    return int(rounding.quantize_before(real, float(x.scale), int(x.zero_point), x.dtype))
+@lru_cache(maxsize=1024)
+def _bounds(
+    low: float | None, high: float | None, scale: float, zero_point: int, dtype: DType
+) -> tuple[int, int]:
+    """Return the bounds quantized as torch's scalar code does."""
+
+    def quantized(bound: float) -> int:
+        with np.errstate(over="ignore"):
+            real = np.asarray(bound, np.float32)
+        return int(rounding.quantize_before(real, scale, zero_point, dtype))
+
+    least, most = dtype.limits
+    return (
+        least if low is None else quantized(low),
+        most if high is None else quantized(high),
+    )
 
 
 def clamp(
@@ -120,6 +128,19 @@ def relu6(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     return _limit(self, 0.0, 6.0, target)
 
 
+def limits(
+    self: TensorType,
+    target: Target,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+) -> tuple[int, int] | None:
+    """Return the range of a quantized ``clamp``; None where the memory is scrambled."""
+    if self.qparams is None or target.engine in SCRAMBLING:
+        return None
+    return _bounds(min, max, *self.per_tensor(), self.dtype)
+
+
 def infer_clamp(
     self: TensorType, min: float | None = None, max: float | None = None
 ) -> TensorType:
@@ -158,6 +179,7 @@ OPS = (
         name="aten::clamp",
         reference=clamp,
         infer=infer_clamp,
+        limits=limits,
         kernels=dict.fromkeys(ALL_ENGINES, clamp),
         source=_SOURCE,
         cases=(
@@ -190,6 +212,9 @@ OPS = (
         name="aten::hardtanh",
         reference=hardtanh,
         infer=infer_hardtanh,
+        limits=lambda x, target, min_val=-1.0, max_val=1.0: limits(
+            x, target, min=min_val, max=max_val
+        ),
         kernels=dict.fromkeys(ALL_ENGINES, hardtanh),
         source=_SOURCE,
         cases=(
@@ -203,6 +228,7 @@ OPS = (
         name="aten::relu6",
         reference=relu6,
         infer=infer_relu6,
+        limits=partial(limits, min=0.0, max=6.0),
         kernels=dict.fromkeys(ALL_ENGINES, relu6),
         source=_SOURCE,
         cases=(

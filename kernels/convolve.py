@@ -13,7 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.kernels.accumulate import Sums
 from refquant.kernels.convolve_pairs import convolve_in_pairs
 from refquant.kernels.depthwise import DEPTHWISE
-from refquant.kernels.layout import flat
+from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD, Rounding, Stage, finish_sums
@@ -104,17 +104,17 @@ def _run(
     is_direct = not layout.depthwise and depth % 4 == 0 and source.holds(window)
     rows = np.moveaxis(x.int_repr, 1, -1)
     if is_direct:
-        memory = flat(rows)
+        memory = raveled(rows)
     else:
         source = Map(window.lead, window.seen)
         how = placement(tuple(spatial), source.sizes, window.lead, window.spread)
-        memory = _placed(rows, int(x.zero_point), how, (images, *source.sizes, channels, copies))
+        memory = placed(rows, int(x.zero_point), how, (images, *source.sizes, channels, copies))
     geometry = (source, window, layout, weight.passes, outputs, Map.dense(window.out))
     walk = walk_of(images, channels * copies, *geometry)
     run_tile(memory, walk, weight, window, lanes, form, whole, y.reshape(-1), saturating)
 
 
-def _placed(rows: Array, zero_point: int, how: Placement, shape: tuple[int, ...]) -> Bytes:
+def placed(rows: Array, zero_point: int, how: Placement, shape: tuple[int, ...]) -> Bytes:
     """Lay an (N, ..., C) input into a padded map in this thread's memory."""
     size = prod(shape)
     memory = buffer(size + SLACK)

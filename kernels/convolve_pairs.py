@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from refquant.ir.qtensor import QTensor
 from refquant.kernels.accumulate import Sums, weight_zero_points
-from refquant.kernels.layout import flat
+from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Layout, PackedWeight, ceil
 from refquant.kernels.pairs import multiply_pairs
 from refquant.kernels.walk import Window, placement
@@ -70,7 +70,7 @@ def multiply_rows(
         rows = np.pad(rows, (*((0, 0),) * (rows.ndim - 1), (0, 1)))
     zero_point = weight_zero_points(weight, groups * channels).astype(np.int32)
     multiply_pairs(
-        *(flat(rows), matrix.reshape(-1), groups, pairs, channels, int(x.zero_point)),
+        *(raveled(rows), matrix.reshape(-1), groups, pairs, channels, int(x.zero_point)),
         *(weight.sums, zero_point),
         *(np.zeros(0, np.uint8) if unseen is None else unseen.reshape(-1), y.reshape(-1)),
     )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from refquant.ir.target import Target
 from refquant.kernels.jit import jit
 from refquant.kernels.pointwise import GRAIN
+from refquant.kernels.row_sums import sum_rows
 from refquant.kernels.tensor_iterator import loops
 
 F32 = npt.NDArray[np.float32]
@@ -160,7 +161,10 @@ def _fill(x: Any, reduced_step: int, kept_step: int, out: F32) -> None:
 def block_compiled(x: F32) -> F32:
     """Sum the first axis of (reduced, kept) as one call of torch's inner loop does, compiled."""
     out = np.empty(x.shape[1], np.float32)
-    _fill(x, x.strides[0] // x.itemsize, x.strides[1] // x.itemsize, out)
+    if x.flags.c_contiguous and x.shape[1] >= LANES and len(x) > 1:
+        sum_rows(x, 1.0, 0, out)
+    else:
+        _fill(x, x.strides[0] // x.itemsize, x.strides[1] // x.itemsize, out)
     return out
 
 

@@ -18,6 +18,7 @@ from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
+SMALL = 1 << 15  # bytes whose alignment does not matter
 
 
 def is_channels_last(x: Array) -> bool:
@@ -167,11 +168,69 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     0
     """
     size = prod(shape) * np.dtype(dtype).itemsize
-    if size < 1 << 15:
+    if size < SMALL:
         return np.empty(shape, dtype)
     memory = np.empty(size + 64, np.uint8)
     address: int = memory.__array_interface__["data"][0]
     return np.ndarray(shape, dtype, memory, -address % 64)
+
+
+def flat(x: Array, dtype: npt.DTypeLike) -> tuple[Array, Array, Array]:
+    """Return the elements of ``suggested(x)`` and of a result as they lie in memory, and this.
+
+    The result is ``empty_suggested(x, dtype)``; all questions are asked once for each shape.
+
+    Examples
+    --------
+    >>> x = channels_last(np.arange(8, dtype=np.uint8).reshape(1, 2, 2, 2))
+    >>> elements, into, out = flat(x, np.float32)
+    >>> into[:] = elements
+    >>> np.array_equal(out, x), out.strides
+    (True, (32, 4, 16, 8))
+    """
+    strides = _result_strides(x.shape, x.strides, x.itemsize, np.dtype(dtype))
+    if strides is None:
+        out = empty_suggested(x, dtype)
+        return memory_order(suggested(x)), memory_order(out), out
+    into, out = _with_strides(x, dtype, strides)
+    return x.ravel("K"), into, out
+
+
+def flat_pair(x: Array, y: Array) -> tuple[Array, Array, Array, Array] | None:
+    """Return the elements of two operands and of a result like ``x``, and this, in one order.
+
+    None if the operands are not dense in one memory format.
+
+    Examples
+    --------
+    >>> x = np.zeros((2, 3), np.uint8)
+    >>> [part.shape for part in flat_pair(x, x)], flat_pair(x, x[:1])
+    ([(6,), (6,), (6,), (2, 3)], None)
+    """
+    if x.shape != y.shape or x.strides != y.strides:
+        return None
+    strides = _result_strides(x.shape, x.strides, x.itemsize, x.dtype)
+    if strides is None:
+        return None
+    return x.ravel("K"), y.ravel("K"), *_with_strides(x, x.dtype, strides)
+
+
+def _with_strides(x: Array, dtype: npt.DTypeLike, strides: Ints) -> tuple[Array, Array]:
+    size = x.size
+    into = np.empty(size, dtype) if size < SMALL else empty_aligned((size,), dtype)
+    return into, np.ndarray(x.shape, dtype, into, 0, strides)
+
+
+@lru_cache(maxsize=4096)
+def _result_strides(
+    shape: Ints, strides: Ints, itemsize: int, dtype: np.dtype[Any]
+) -> Ints | None:
+    """Strides of the suggested format where the operand is dense in it already."""
+    last = len(shape) in (4, 5) and _is_channels_last(shape, strides)
+    out = empty_channels_last(shape, dtype) if last else np.empty(shape, dtype)
+    wanted = [step // out.itemsize * itemsize for step in out.strides]
+    same = all(n == 1 or a == b for n, a, b in zip(shape, strides, wanted, strict=True))
+    return out.strides if same or not out.size else None
 
 
 def empty_like(x: Array, dtype: npt.DTypeLike) -> Array:
@@ -267,7 +326,7 @@ def c_order(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(-1).reshape(x.shape)
 
 
-def flat(x: Array) -> Array:
+def raveled(x: Array) -> Array:
     """Return the array in one dimension, writeable: Numba compiles anew for a read-only one."""
     one = np.ascontiguousarray(x).reshape(-1)
     return one if one.flags.writeable else one.copy()

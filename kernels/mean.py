@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import Dim, TensorType, quint8
+from refquant.ir.types import Dim, TensorType, qint32, quint8
 from refquant.kernels import checks, qnnpack_average, rounding
-from refquant.kernels.float_sum import Block, block, block_compiled, sum_dims
+from refquant.kernels.float_sum import LANES, Block, block, block_compiled, sum_dims
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.rounding_jit import to_int
+from refquant.kernels.layout import channels_last, is_channels_last, is_dense
+from refquant.kernels.pointwise import GRAIN
+from refquant.kernels.rounding_jit import narrow_fused, to_int
+from refquant.kernels.row_sums import sum_bytes
 from refquant.kernels.windows import Windows
 
 Array = npt.NDArray[Any]
@@ -160,12 +163,61 @@ def infer(
 def _fill(x: Any, zero_point: int, low: int, high: int, y: Any) -> None:
     count = np.float32(x.shape[1])
     for i in range(x.shape[0]):
+        row = x[i]
         total = np.int64(0)
-        for j in range(x.shape[1]):
-            total += np.int64(x[i, j])
+        for begin in range(0, row.size, 1 << 16):  # what int32 holds of bytes
+            part = row[begin : begin + (1 << 16)]
+            total += _sum_of_part(part)
         total -= x.shape[1] * zero_point
         average = np.float32(np.float32(total) / count)
         y[i] = to_int(np.float32(average + np.float32(zero_point)), low, high)
+
+
+@jit
+def _sum_of_part(q: Any) -> Any:
+    if q.itemsize == 1:
+        total = np.int32(0)
+        for i in range(q.size):
+            total = np.int32(total + np.int32(q[i]))
+        return np.int64(total)
+    wide = np.int64(0)
+    for i in range(q.size):
+        wide += np.int64(q[i])
+    return wide
+
+
+@jit
+def _fill_pixels(
+    x: Any, scale: float, zero_point: int, inverse: float, low: int, high: int, y: Any
+) -> None:
+    """Average the rows of each image through float32."""
+    m, z = np.float32(inverse), np.float32(zero_point)
+    least, most, count = np.float32(low), np.float32(high), np.float32(x.shape[1])
+    total = np.empty(x.shape[2], np.float32)
+    for n in range(x.shape[0]):
+        sum_bytes(x[n], scale, zero_point, total)
+        for c in range(total.size):
+            y[n, c] = narrow_fused(np.float32(total[c] / count), m, z, least, most)
+
+
+def _average_pixels(x: QTensor) -> Array:
+    n, c, h, w = x.shape
+    pixels = x.int_repr.transpose(0, 2, 3, 1).reshape(n, h * w, c)
+    y = np.empty((n, c), x.int_repr.dtype)
+    scale, zero_point = float(x.scale), int(x.zero_point)
+    inverse = float(rounding.reciprocal(scale))
+    _fill_pixels(pixels, scale, zero_point, inverse, *x.dtype.limits, y)
+    return y
+
+
+def _is_of_channels_last(x: QTensor, dims: tuple[int, ...], target: Target) -> bool:
+    """Whether images of 8-bit pixels are averaged, each by one call of torch's inner loop."""
+    q = x.int_repr
+    if dims != (2, 3) or q.ndim != 4 or x.dtype == qint32 or q.shape[1] < LANES:
+        return False
+    alone = target.threads == 1 or q.size < GRAIN
+    many = q.shape[2] * q.shape[3] > 1
+    return alone and many and is_channels_last(q) and is_dense(q)
 
 
 def kernel(
@@ -182,11 +234,14 @@ def kernel(
     if x.size == 0 or _is_of_pixels(self, dim, target):
         return reference(self, dim, keepdim, target)
     if not _is_innermost(x, dims):
+        if _is_of_channels_last(self, dims, target):
+            y = _average_pixels(self)
+            return self.with_int_repr(y[:, :, None, None] if keepdim else y)
         q = _through_float(self, dims, target, block_compiled)
         return self.with_int_repr(_shaped(q, dims, keepdim))
     kept = x.shape[: x.ndim - len(dims)]
     y = np.empty(kept + (1,) * len(dims), x.dtype)
-    rows = x.reshape(int(np.prod(kept, dtype=np.int64)), -1)
+    rows = x.reshape(prod(kept), -1)
     _fill(rows, int(self.zero_point), *self.dtype.limits, y.reshape(-1))
     return self.with_int_repr(y if keepdim else y.reshape(kept))
 

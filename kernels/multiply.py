@@ -12,7 +12,7 @@ from refquant.ir.types import quint8
 from refquant.kernels.accumulate import Sums
 from refquant.kernels.convolve import NOTHING, buffer
 from refquant.kernels.convolve_pairs import multiply_rows
-from refquant.kernels.layout import flat
+from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD, Rounding, Stage, finish_sums
@@ -39,7 +39,7 @@ def matrix_product(
         source = buffer(x.size + SLACK)
         source[: x.size] = x.reshape(-1)
     else:
-        source = flat(x)
+        source = raveled(x)
     outputs = weight.sums.size
     walk = matrix_walk(count, depth, weight.passes, outputs)
     MULTIPLY[form](

@@ -42,6 +42,8 @@ def chunks(n: int, target: Target, width: int = 64) -> list[tuple[int, int, int]
     >>> chunks(100_000, Target(threads=2))
     [(0, 49984, 50000), (50000, 99984, 100000)]
     """
+    if n and (n <= GRAIN or target.threads == 1):
+        return [(0, n // width * width, n)]
     parts = min(target.threads, -(-n // GRAIN)) if n > GRAIN else 1
     size = -(-n // parts) if n else 0
     ends = [(start, min(start + size, n)) for start in range(0, n, size)] if n else []
@@ -171,14 +173,11 @@ def body_rule(dtype: DType, target: Target) -> int:
 
 
 @jit
-def _limit(q: Any, low: Any, high: Any, out: Any) -> None:
+def limit(q: Any, low: int, high: int, out: Any) -> None:
+    """Limit contiguous integers to ``[low, high]``, compiled: NumPy's maximum is slow."""
     # Comparisons in the dtype itself become single instructions; min and max widen.
+    least, most = q.dtype.type(low), q.dtype.type(high)
     for i in range(q.size):
         value = q[i]
-        value = low if value < low else value
-        out[i] = high if value > high else value
-
-
-def limit(q: Integers, low: int, high: int, out: Integers) -> None:
-    """Limit contiguous integers to ``[low, high]``, compiled: NumPy's maximum is slow."""
-    _limit(q, q.dtype.type(low), q.dtype.type(high), out)
+        value = least if value < least else value
+        out[i] = most if value > most else value

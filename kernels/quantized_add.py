@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,15 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import TensorType, quint8
+from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, fixed_point_add, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_strided_like, empty_suggested, memory_order
+from refquant.kernels.layout import (
+    empty_strided_like,
+    empty_suggested,
+    flat_pair,
+    memory_order,
+)
 from refquant.kernels.pointwise import (
     body_mask,
     body_rule,
@@ -26,11 +32,12 @@ from refquant.kernels.pointwise import (
     vector_width,
 )
 from refquant.kernels.rounding_jit import (
-    AFTER,
     BEFORE,
     dequantize,
     dequantize_fused,
+    dequantize_plain,
     narrow_after,
+    narrow_before,
     quantize,
 )
 from refquant.kernels.tensor_iterator import (
@@ -233,56 +240,66 @@ def infer_out(qa: TensorType, qb: TensorType, out: TensorType) -> TensorType:
 @jit
 def _fill(
     a: Any,
-    sa: np.float32,
-    za: int,
     b: Any,
-    sb: np.float32,
+    scale_a: float,
+    za: int,
+    scale_b: float,
     zb: int,
-    inverse: np.float32,
+    inverse: float,
     zero_point: int,
     low: int,
     high: int,
     relu: bool,
     fused: bool,
     rule: int,
+    body: int,
     out: Any,
 ) -> None:
-    offset_a = np.float32(-sa * np.float32(za))
-    offset_b = np.float32(-sb * np.float32(zb))
+    sa, sb, m = np.float32(scale_a), np.float32(scale_b), np.float32(inverse)
+    offset_a, offset_b = np.float32(-sa * np.float32(za)), np.float32(-sb * np.float32(zb))
     for i in range(out.size):
-        x = dequantize(a[i], sa, offset_a, za, fused)
-        y = dequantize(b[i], sb, offset_b, zb, fused)
+        in_body = i < body
+        x = dequantize(a[i], sa, offset_a, za, fused and in_body)
+        y = dequantize(b[i], sb, offset_b, zb, fused and in_body)
         total = np.float32(x + y)
         if relu and total < 0:
             total = np.float32(0)
-        out[i] = quantize(total, inverse, zero_point, low, high, rule)
+        out[i] = quantize(total, m, zero_point, low, high, rule if in_body else BEFORE)
 
 
 @jit
 def _fill_8bit(
     a: Any,
-    sa: np.float32,
-    za: int,
     b: Any,
-    sb: np.float32,
+    scale_a: float,
+    za: int,
+    scale_b: float,
     zb: int,
-    inverse: np.float32,
-    zero_point: Any,
+    inverse: float,
+    zero_point: int,
     low: int,
     high: int,
     relu: bool,
+    body: int,
     out: Any,
 ) -> None:
-    """Fill the body of an 8-bit sum of ordinary scales: a loop that vectorises."""
-    offset_a = np.float32(-sa * np.float32(za))
-    offset_b = np.float32(-sb * np.float32(zb))
+    """Fill an 8-bit sum of ordinary scales on a machine with FMA: loops that vectorise."""
+    sa, sb, m = np.float32(scale_a), np.float32(scale_b), np.float32(inverse)
+    offset_a, offset_b = np.float32(-sa * np.float32(za)), np.float32(-sb * np.float32(zb))
     least, most = np.float32(low - zero_point), np.float32(high - zero_point)
     floor = np.float32(0 if relu else -np.inf)
-    for i in range(out.size):
+    for i in range(body):
         x = dequantize_fused(a[i], sa, offset_a)
         y = dequantize_fused(b[i], sb, offset_b)
         total = max(np.float32(x + y), floor)
-        out[i] = narrow_after(total, inverse, zero_point, least, most)
+        out[i] = narrow_after(total, m, zero_point, least, most)
+    bottom, top, zero = np.float32(low), np.float32(high), np.float32(zero_point)
+    a, b, rest = a[body:], b[body:], out[body:]
+    for i in range(rest.size):
+        x = dequantize_plain(a[i], sa, za)
+        y = dequantize_plain(b[i], sb, zb)
+        total = max(np.float32(x + y), floor)
+        rest[i] = narrow_before(total, m, zero, bottom, top)
 
 
 def kernel(
@@ -320,7 +337,7 @@ def _run(
     like: Array | None = None,
 ) -> QTensor:
     a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
-    if like is None and _in_fixed_point(qa, qb, target):
+    if like is None and target.engine in IN_FIXED_POINT and _in_fixed_point(qa, qb, target):
         out = empty_suggested(a, a.dtype)
         order = np.argsort([-step for step in out.strides], kind="stable")
         low = zero_point if relu else 0
@@ -334,45 +351,51 @@ def _run(
             *(low, into),
         )
         return QTensor(out, scale, zero_point)
-    sa, za, sb, zb = (
-        np.float32(qa.scale),
-        int(qa.zero_point),
-        np.float32(qb.scale),
-        int(qb.zero_point),
+    constants: tuple[Any, ...] = (
+        *(float(qa.scale), int(qa.zero_point), float(qb.scale), int(qb.zero_point)),
+        *(float(rounding.reciprocal(scale)), zero_point, *dtype.limits, relu),
     )
-    inverse = rounding.reciprocal(scale)
-    constants = (inverse, zero_point, *dtype.limits, relu)
-    body_is = (target.fused_multiply_add, body_rule(dtype, target))
-    tail_is = (False, BEFORE)
-    out = _empty_result(a, b) if like is None else empty_strided_like(like)
+    loop: Callable[..., None] = _fill_8bit
+    if dtype == qint32 or not (
+        target.fused_multiply_add and rounding.is_ordinary(constants[0], constants[2], scale)
+    ):
+        constants = (*constants, target.fused_multiply_add, body_rule(dtype, target))
+        loop = _fill
     width = vector_width(dtype)
-
-    vectorises = body_is == (True, AFTER) and rounding.is_ordinary(sa, sb, inverse)
-
-    def fill(x: Array, y: Array, how: tuple[bool, int], into: Array) -> None:
-        if how == body_is and vectorises:
-            _fill_8bit(x, sa, za, y, sb, zb, *constants, into)
-        else:
-            _fill(x, sa, za, y, sb, zb, *constants, *how, into)
-
-    if same_memory(out, a, b):
-        x, y, into = memory_order(a), memory_order(b), memory_order(out)
-        for start, middle, end in chunks(out.size, target, width):
-            fill(x[start:middle], y[start:middle], body_is, into[start:middle])
-            fill(x[middle:end], y[middle:end], tail_is, into[middle:end])
+    dense = flat_pair(a, b) if like is None else None
+    if dense is not None:
+        x, y, into, out = dense
     else:
-        x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
-        nest = loops([out, x, y])
-        x, y = to_loop_order(x, nest), to_loop_order(y, nest)
-        body, tail = np.empty_like(x), np.empty_like(x)
-        fill(x, y, body_is, body)
-        fill(x, y, tail_is, tail)
-        out[...] = np.where(
-            body_mask(out, [a, b], target, width),
-            from_loop_order(body, nest, out.shape),
-            from_loop_order(tail, nest, out.shape),
-        )
-    return QTensor(out, scale, zero_point, None, dtype)
+        out = _empty_result(a, b) if like is None else empty_strided_like(like)
+        if not same_memory(out, a, b):
+            _fill_strided(a, b, loop, constants, body_mask(out, [a, b], target, width), out)
+            return QTensor.unchecked(out, scale, zero_point, dtype)
+        x, y, into = memory_order(a), memory_order(b), memory_order(out)
+    for start, middle, end in chunks(x.size, target, width):
+        loop(x[start:end], y[start:end], *constants, middle - start, into[start:end])
+    return QTensor.unchecked(out, scale, zero_point, dtype)
+
+
+def _fill_strided(
+    a: Array,
+    b: Array,
+    loop: Callable[..., None],
+    constants: tuple[Any, ...],
+    in_body: Array,
+    out: Array,
+) -> None:
+    """Compute both forms of every element in the order of the loops, and choose."""
+    x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
+    nest = loops([out, x, y])
+    x, y = to_loop_order(x, nest), to_loop_order(y, nest)
+    body, tail = np.empty_like(x), np.empty_like(x)
+    loop(x, y, *constants, x.size, body)
+    loop(x, y, *constants, 0, tail)
+    out[...] = np.where(
+        in_body,
+        from_loop_order(body, nest, out.shape),
+        from_loop_order(tail, nest, out.shape),
+    )
 
 
 def _u8(*values: int, scale: float = 1.0, zero_point: int = 0) -> QTensor:

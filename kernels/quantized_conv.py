@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
-from refquant.kernels import checks, requantize
+from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
     Sums,
@@ -35,6 +36,7 @@ from refquant.kernels.engines import (
     loses_zero_point,
     resolve,
 )
+from refquant.kernels.layer import Layer
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
@@ -485,6 +487,27 @@ def _tiled(
     return QTensor(y, rounding.scale, rounding.zero_point)
 
 
+def prepare(
+    operands: tuple[Operand, ...],
+    attributes: Mapping[str, Any],
+    result: TensorType,
+    target: Target,
+    *,
+    relu: bool,
+) -> Layer | None:
+    """Bind the layer; None where its sums saturate in another way than the tiles'."""
+    x, weight, bias = operands
+    if not isinstance(x, TensorType) or not isinstance(weight, QTensor):
+        return None
+    axes = (attributes[name] for name in ("stride", "padding", "dilation", "groups"))
+    geometry = Geometry(weight.shape[2:], *axes)
+    stage, way = plan("conv", layer.stand_in(x), weight, geometry, target)
+    scale, zero_point = result.per_tensor()
+    rounding = Rounding(scale, zero_point, zero_point if relu else 0)
+    window = geometry.window(x.sizes[2:])
+    return layer.prepare(x, weight, bias, window, stage, way, rounding, result, target)
+
+
 def _attributes(rank: int, **changed: Any) -> dict[str, Any]:
     ones = (1,) * rank
     plain = {"stride": ones, "padding": (0,) * rank, "dilation": ones, "groups": 1}
@@ -537,6 +560,7 @@ _STATIC = tuple(
         infer=partial(infer, rank=rank),
         kernels=dict.fromkeys(ALL_ENGINES, fast),
         pack=pack,
+        prepare=partial(prepare, relu=bool(suffix)),
         source=_SOURCE,
         cases=_cases(rank, relu=bool(suffix)),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
+from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
-from refquant.kernels import checks, requantize
+from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
     Sums,
@@ -24,6 +26,7 @@ from refquant.kernels.accumulate import (
     weight_zero_points,
 )
 from refquant.kernels.engines import check_symmetric
+from refquant.kernels.layer import Layer
 from refquant.kernels.multiply import as_unsigned, linear_product
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.requantize import Rounding, Stage
@@ -258,6 +261,25 @@ def _tiled(
     return QTensor(y, rounding.scale, rounding.zero_point, None, x.dtype)
 
 
+def prepare(
+    operands: tuple[Operand, ...],
+    _attributes: Mapping[str, Any],
+    result: TensorType,
+    target: Target,
+    *,
+    relu: bool,
+) -> Layer | None:
+    """Bind the layer; None where its sums saturate."""
+    x, weight, bias = operands
+    if not isinstance(x, TensorType) or not isinstance(weight, QTensor) or x.dtype != quint8:
+        return None
+    rows = layer.stand_in(x)
+    chosen, way = stage("linear", rows, weight, target), sums_of(rows, target)
+    scale, zero_point = result.per_tensor()
+    rounding = Rounding(scale, zero_point, zero_point if relu else 0)
+    return layer.prepare(x, weight, bias, None, chosen, way, rounding, result, target)
+
+
 def _case(
     name: str,
     x: Any,
@@ -294,6 +316,7 @@ _STATIC = (
         infer=infer,
         kernels=dict.fromkeys(requantize.LINEAR, kernel),
         pack=pack,
+        prepare=partial(prepare, relu=False),
         source=_SOURCE,
         cases=(
             _case("ties", [[3, 3]], _PER_TENSOR, [0, 0], [[12, 10]], "1.5 and 0.5 go to even"),
@@ -323,6 +346,7 @@ _STATIC = (
         infer=infer,
         kernels=dict.fromkeys(requantize.LINEAR, kernel_relu),
         pack=pack,
+        prepare=partial(prepare, relu=True),
         source=_SOURCE,
         cases=(
             _case("negative", [[3, 0]], _PER_TENSOR, None, [[10, 10]], "0 is the zero point"),

@@ -14,7 +14,14 @@ from refquant.ir.target import Target
 from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_strided_like, empty_suggested, memory_order
+from refquant.kernels.layout import (
+    empty_strided_like,
+    empty_suggested,
+    flat,
+    flat_pair,
+    is_channels_last,
+    memory_order,
+)
 from refquant.kernels.pointwise import body_mask, chunks, fill, same_memory, vector_width
 from refquant.kernels.rounding_jit import clamp, narrow_after
 from refquant.kernels.tensor_iterator import from_loop_order, loops, to_loop_order
@@ -247,22 +254,54 @@ def _fill(
 @jit
 def _fill_8bit(
     a: Any,
-    za: Any,
     b: Any,
-    zb: Any,
-    m: np.float32,
-    zero_point: Any,
+    za: int,
+    zb: int,
+    multiplier: float,
+    zero_point: int,
     low: int,
     high: int,
     floor: int,
     out: Any,
 ) -> None:
-    """Fill an 8-bit product that cannot overflow: a loop that vectorises."""
+    """Fill an 8-bit product that cannot overflow: a loop that vectorises.
+
+    The differences and their product are exact in float32, which is quicker than integers.
+    """
+    m, fa, fb = np.float32(multiplier), np.float32(za), np.float32(zb)
     least = np.float32(max(low, floor) - zero_point)
     most = np.float32(high - zero_point)
     for i in range(out.size):
-        product = (np.int32(a[i]) - np.int32(za)) * (np.int32(b[i]) - np.int32(zb))
-        out[i] = narrow_after(np.float32(product), m, zero_point, least, most)
+        x, y = np.float32(np.float32(a[i]) - fa), np.float32(np.float32(b[i]) - fb)
+        out[i] = narrow_after(np.float32(x * y), m, zero_point, least, most)
+
+
+@jit
+def _fill_gated(
+    a: Any,
+    gates: Any,
+    za: int,
+    zb: int,
+    multiplier: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    floor: int,
+    channels_last: bool,
+    out: Any,
+) -> None:
+    """Do the same for an image whose channels have one factor each."""
+    pixels = out.size // gates.size
+    if channels_last:
+        for p in range(pixels):
+            row = slice(p * gates.size, (p + 1) * gates.size)
+            _fill_8bit(a[row], gates, za, zb, multiplier, zero_point, low, high, floor, out[row])
+        return
+    factors = np.empty(pixels, gates.dtype)
+    for c in range(gates.size):
+        factors[:] = gates[c]
+        row = slice(c * pixels, (c + 1) * pixels)
+        _fill_8bit(a[row], factors, za, zb, multiplier, zero_point, low, high, floor, out[row])
 
 
 # The rules of the loops: the vector body, that of a plain build, the scalar tail.
@@ -304,23 +343,33 @@ def _run(
     like: Array | None = None,
 ) -> QTensor:
     a, b, dtype = qa.int_repr, qb.int_repr, qa.dtype
-    out = _empty(a, b, like)
     m = multiplier(float(qa.scale), float(qb.scale), scale)
-    za, zb = int(qa.zero_point), int(qb.zero_point)
     low, high = dtype.limits
-    constants = (m, zero_point, low, high, zero_point if relu else low)
-
-    in_body = _BODY if target.fused_multiply_add else _PLAIN
+    limits = (zero_point, low, high, zero_point if relu else low)
+    constants = (int(qa.zero_point), int(qb.zero_point), float(m), *limits)
+    plain = dtype != qint32 and constants[2] * 255**2 < 2**31  # body and tail agree
+    if plain and like is None:
+        dense = flat_pair(a, b)
+        if dense is not None:
+            x, y, into, out = dense
+            _fill_8bit(x, y, *constants, into)
+            return QTensor.unchecked(out, scale, zero_point, dtype)
+        if _is_gate(a, b):
+            x, into, out = flat(a, a.dtype)
+            gates = np.ascontiguousarray(b).reshape(-1)
+            _fill_gated(x, gates, *constants, is_channels_last(a), into)
+            return QTensor.unchecked(out, scale, zero_point, dtype)
+    out = _empty(a, b, like)
 
     def multiply(x: Array, y: Array, rule: int, into: Array) -> None:
-        _fill(x, za, y, zb, *constants, rule, into)
+        if plain:
+            _fill_8bit(x, y, *constants, into)
+        else:
+            _fill(x, constants[0], y, constants[1], m, *limits, rule, into)
 
-    plain = dtype != qint32 and float(m) * 255**2 < 2**31  # body and tail agree
+    in_body = _BODY if target.fused_multiply_add else _PLAIN
     if same_memory(out, a, b):
         x, y, into = memory_order(a), memory_order(b), memory_order(out)
-        if plain:
-            _fill_8bit(x, za, y, zb, *constants, into)
-            return QTensor(out, scale, zero_point, None, dtype)
         for start, middle, end in chunks(out.size, target, vector_width(dtype)):
             multiply(x[start:middle], y[start:middle], in_body, into[start:middle])
             multiply(x[middle:end], y[middle:end], _TAIL, into[middle:end])
@@ -329,12 +378,11 @@ def _run(
     nest = loops([out, x, y])
     x, y = to_loop_order(x, nest), to_loop_order(y, nest)
     body = np.empty_like(x)
+    multiply(x, y, in_body, body)
     if plain:
-        _fill_8bit(x, za, y, zb, *constants, body)
         out[...] = from_loop_order(body, nest, out.shape)
         return QTensor(out, scale, zero_point, None, dtype)
     tail = np.empty_like(x)
-    multiply(x, y, in_body, body)
     multiply(x, y, _TAIL, tail)
     out[...] = np.where(
         body_mask(out, [a, b], target, vector_width(dtype)),
@@ -342,6 +390,12 @@ def _run(
         from_loop_order(tail, nest, out.shape),
     )
     return QTensor(out, scale, zero_point, None, dtype)
+
+
+def _is_gate(a: Array, b: Array) -> bool:
+    """Whether ``b`` has one factor for each channel of one image."""
+    image = a.ndim == b.ndim == 4 and a.shape[0] == 1
+    return image and a.size > 0 and b.shape == (1, a.shape[1], 1, 1)
 
 
 def _u8(*values: int, zero_point: int = 0) -> QTensor:

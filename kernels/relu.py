@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, flat
 from refquant.kernels.pointwise import limit
 from refquant.kernels.tensor_iterator import empty_sorted
 
@@ -60,10 +61,16 @@ def kernel(self: QTensor | Array) -> QTensor | Array:
     """Compute :func:`reference` in one compiled pass over the memory."""
     if not isinstance(self, QTensor):
         return reference(self)
-    out = empty_suggested(self.int_repr, self.int_repr.dtype)
-    q = memory_order(suggested(self.int_repr))
-    limit(q, int(self.zero_point), self.dtype.limits[1], memory_order(out))
+    q, into, out = flat(self.int_repr, self.int_repr.dtype)
+    limit(q, int(self.zero_point), self.dtype.limits[1], into)
     return self.with_int_repr(out)
+
+
+def limits(self: TensorType, _target: Target) -> tuple[int, int] | None:
+    """Return the range of a quantized result."""
+    if self.qparams is None:
+        return None
+    return self.per_tensor()[1], self.dtype.limits[1]
 
 
 OPS = (
@@ -71,6 +78,7 @@ OPS = (
         name="aten::relu",
         reference=reference,
         infer=infer,
+        limits=limits,
         kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",

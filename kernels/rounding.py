@@ -6,6 +6,7 @@ Every function takes float32 and integer arrays and rounds where its formula say
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,9 +116,14 @@ def _in_blocks(function: Any, result: npt.DTypeLike, *operands: npt.ArrayLike) -
 def reciprocal(scale: float) -> np.float32:
     """Return ``1 / scale``, both rounded to float32."""
     if 1e-38 < scale < 1e38:
-        return np.float32(1) / np.float32(scale)
+        return _reciprocal(scale)
     with np.errstate(divide="ignore", over="ignore"):
         return np.float32(1) / np.float32(scale)
+
+
+@lru_cache(maxsize=4096)  # as long to compute as a small tensor's loop; 0 and -0 stay outside
+def _reciprocal(scale: float) -> np.float32:
+    return np.float32(1) / np.float32(scale)
 
 
 def half(x: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
@@ -235,4 +241,4 @@ def dequantize_fused(q: Integers, scale: float, zero_point: int) -> F32:
 
 def is_ordinary(*scales: float | np.float32) -> bool:
     """Whether products of 8-bit integers and these scales neither overflow nor give NaN."""
-    return all(1e-18 < scale < 1e18 for scale in scales)
+    return bool(min(scales) > 1e-18 and max(scales) < 1e18)

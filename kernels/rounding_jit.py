@@ -103,7 +103,8 @@ def narrow_after(
     For numbers that are not NaN; ``low`` and ``high`` are the limits minus the zero point.
     """
     whole = np.rint(np.float32(x * inverse))
-    return np.int32(min(max(whole, low), high)) + zero_point
+    limited = np.int32(min(max(whole, low), high))
+    return np.int32(limited + np.int32(zero_point))  # not int64, which is half as many lanes
 
 
 @jit

@@ -31,6 +31,7 @@ from refquant.kernels.llvm import (
     I64,
     INTS,
     LONGS,
+    call,
     constant,
     data_of,
     load,
@@ -106,8 +107,12 @@ def _multiply(
     panel = b.alloca(BYTES)
     b.store(weights, panel)
 
+    next_panel = b.neg(b.mul(b.mul(count, depth4), I64(VECTORS * width)))
+
     def advance(heads: list[ir.Value], step: ir.Value, copies: list[list[list[ir.Value]]]) -> None:
         here = b.load(panel)
+        if len(starts) == SHAPES[isa].tall:
+            _prefetch(b, b.gep(here, [next_panel]), VECTORS * width)
         for i, copy in enumerate(copies):
             base = i * VECTORS * width
             factors = [load(b, here, I64(base + n * width), kind) for n in range(VECTORS)]
@@ -135,6 +140,14 @@ def _multiply(
             for row, more in zip(sums, copy, strict=True)
         ]
     return sums
+
+
+def _prefetch(b: ir.IRBuilder, pointer: ir.Value, size: int) -> None:
+    """Bring bytes that will be read soon into the second cache; any address is allowed."""
+    for line in range(0, size, 64):
+        to_read, second_cache, data = I32(0), I32(2), I32(1)
+        at = b.gep(pointer, [I64(line)])
+        call(b, "llvm.prefetch.p0", ir.VoidType(), at, to_read, second_cache, data)
 
 
 def _finished(
@@ -236,8 +249,8 @@ def _tile(
 if nb.config.DISABLE_JIT:  # intrinsics exist only in compiled code
     _tile = tile_numpy.tile
 
-# Bytes of input and result that stay in the first cache while all panels of a chunk pass by.
-CHUNK = 24 << 10
+# Bytes of input and result that stay in a near cache while all panels of a chunk pass by.
+CHUNK = 64 << 10
 # At most, where the weight alone fills the second cache.
 LARGE_CHUNK = 256 << 10
 SMALL_WEIGHT = 512 << 10

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +48,11 @@ def per_dimension(value: IntOrInts | None, rank: int, default: Sequence[int]) ->
     if isinstance(value, int):
         return (value,) * rank
     return tuple(value) * rank if len(value) == 1 else tuple(value)
+
+
+def hashable(value: IntOrInts | None) -> IntOrInts | None:
+    """Return a list as a tuple, for caches keyed by attributes."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def output_length(
@@ -191,13 +198,42 @@ def as_volume(x: Array, rank: int) -> Array:
     >>> as_volume(np.zeros((2, 3, 1, 1)), 2).shape
     (2, 1, 1, 1, 3)
     """
-    spatial_shape = (1,) * (3 - rank) + x.shape[x.ndim - rank :]
-    if is_pooled_channels_last(x, rank):
-        return np.moveaxis(x, 1, -1).reshape(x.shape[0], *spatial_shape, x.shape[1])
-    leading = int(np.prod(x.shape[: x.ndim - rank]))
-    return np.ascontiguousarray(x).reshape(leading, *spatial_shape, 1)
+    last, shape = _volume(x.shape, x.strides, x.itemsize, rank)
+    memory = x.ravel("K") if last else np.ascontiguousarray(x)
+    return memory.reshape(shape)
 
 
 def from_volume(y: Array, lengths: tuple[int, ...], x: Array, rank: int) -> Array:
     """Read the filled volume as torch does; see :func:`in_torch_memory`."""
-    return _read(y, x.shape[: x.ndim - rank] + lengths, x, rank)
+    shape, strides = _strides(x.shape, x.strides, x.itemsize, rank, lengths)
+    return np.ndarray(shape, y.dtype, y, 0, strides)
+
+
+@lru_cache(maxsize=4096)
+def _volume(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, rank: int
+) -> tuple[bool, tuple[int, ...]]:
+    """Whether memory is read as channels-last, and the shape of the volume."""
+    spatial_shape = (1,) * (3 - rank) + shape[len(shape) - rank :]
+    if is_pooled_channels_last(_any(shape, strides, itemsize), rank):
+        return True, (shape[0], *spatial_shape, shape[1])
+    return False, (prod(shape[: len(shape) - rank]), *spatial_shape, 1)
+
+
+@lru_cache(maxsize=4096)
+def _strides(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    itemsize: int,
+    rank: int,
+    lengths: tuple[int, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return shape and strides, in bytes, of the result."""
+    whole = shape[: len(shape) - rank] + lengths
+    filled = np.empty(prod(whole), f"V{itemsize}")
+    return whole, _read(filled, whole, _any(shape, strides, itemsize), rank).strides
+
+
+def _any(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Array:
+    """Return an array to ask for its memory format."""
+    return np.lib.stride_tricks.as_strided(np.empty(1, f"V{itemsize}"), shape, strides)

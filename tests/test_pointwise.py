@@ -88,6 +88,17 @@ def test_operands_of_different_shape_and_layout(name: str) -> None:
         assert_matches_torch(f"quantized::{name}", (a, b), attributes)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_image_times_a_factor_for_each_channel(layout: str) -> None:
+    rng = np.random.default_rng(9)
+    for channels in (1, 3, 70):
+        a, b = (
+            quantized(rng, (1, channels, *lengths), quint8, layout) for lengths in ((5, 9), (1, 1))
+        )
+        attributes = {"scale": scale_at_tie(rng, real(a) * real(b)), "zero_point": 3}
+        assert_matches_torch("quantized::mul", (a, b), attributes)
+
+
 @pytest.mark.parametrize("size", [32_768, 32_769, 100_000])
 @pytest.mark.parametrize("target", [TARGET, TWO_THREADS], ids=str)
 def test_each_thread_has_a_tail(size: int, target: Target) -> None:
