@@ -108,11 +108,13 @@ def _run(
         memory = placed(rows, int(x.zero_point), how, (images, *source.sizes, channels, copies))
     geometry = (source, window, layout, weight.passes, outputs, Map.dense(window.out))
     walk = walk_of(images, channels * copies, *geometry)
-    common = (memory, walk, weight, lanes, form, whole, y.reshape(-1))
-    if layout.depthwise:
-        job.depthwise(*common, window.out[-1], saturating).run()
-    else:
-        job.dense(*common).run()
+    common = (walk, weight, lanes, form, whole, y.size)
+    work = (
+        job.depthwise(*common, window.out[-1], saturating)
+        if layout.depthwise
+        else job.dense(*common)
+    )
+    work.run(memory, y.reshape(-1))
 
 
 def placed(rows: Array, zero_point: int, how: Placement, shape: tuple[int, ...]) -> Bytes:

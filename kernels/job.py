@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +29,16 @@ FEW_ROWS = 8 * TALL
 DEPTHWISE_COST = 8
 
 
-class Job(NamedTuple):
-    """A compiled function, its arguments, and how the work can be divided.
+@dataclass(frozen=True)
+class Job:
+    """A compiled function, most of its arguments, and how the work can be divided.
 
     Parameters
     ----------
     function : callable
         A tile's driver.
-    arguments : tuple
-        All but the range of rows and panels.
+    before, after : tuple
+        The arguments between input and result, and those after the result.
     walk : Walk
         The rows.
     size : int
@@ -49,20 +52,37 @@ class Job(NamedTuple):
     """
 
     function: Callable[..., None]
-    arguments: tuple[Any, ...]
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
     walk: Walk
     size: int
     panels: int
     divisible: bool
     work: int
 
-    def run(self) -> None:
-        """Do the work, in as many threads as it is worth."""
+    def run(self, memory: Array, y: Array, other: tuple[Any, ...] | None = None) -> None:
+        """Do the work, in as many threads as it is worth.
+
+        Parameters
+        ----------
+        memory : uint8 array
+            The map that is read.
+        y : array
+            The flat map of the result.
+        other : tuple, optional
+            Memory, places and step of a sum's other operand.
+        """
         count = threads.parts(self.work)
+        after = self.after if other is None else (*self.after[:2], *other)
         if count == 1:
-            self.function(*self.arguments, *self._rows(0, self.walk.total))
+            self.function(memory, *self.before, y, *after, *self._all)
             return
-        threads.run(self.function, [(*self.arguments, *part) for part in self.divided(count)])
+        arguments = (memory, *self.before, y, *after)
+        threads.run(self.function, [(*arguments, *part) for part in self.divided(count)])
+
+    @cached_property
+    def _all(self) -> tuple[int, ...]:
+        return self._rows(0, self.walk.total)
 
     def divided(self, count: int) -> list[tuple[int, ...]]:
         """Return up to ``count`` ranges of rows, or of panels where the rows are few."""
@@ -80,45 +100,38 @@ class Job(NamedTuple):
 
 
 def depthwise(
-    memory: Array,
     walk: Walk,
     weight: PackedWeight,
     lanes: Lanes,
     form: str,
     whole: Array,
-    y: Array,
+    size: int,
     pixels: int,
     saturating: bool,
 ) -> Job:
     """Return the job of a depthwise layer whose lines have ``pixels`` pixels."""
     outputs = weight.sums.size
-    arguments = (
-        *(memory, walk.step, walk.rows, walk.pixel_step, pixels, walk.taps),
-        *(weight.data, outputs, *lanes, whole, y, walk.places, walk.place_step),
+    before = (
+        *(walk.step, walk.rows, walk.pixel_step, pixels, walk.taps),
+        *(weight.data, outputs, *lanes, whole),
     )
     work = walk.total * pixels * walk.taps.size * outputs * DEPTHWISE_COST
-    return Job(DEPTHWISE[form, saturating], arguments, walk, y.size, 0, False, work)
+    after = (walk.places, walk.place_step)
+    return Job(DEPTHWISE[form, saturating], before, after, walk, size, 0, False, work)
 
 
 def dense(
-    memory: Array,
-    walk: Walk,
-    weight: PackedWeight,
-    lanes: Lanes,
-    form: str,
-    whole: Array,
-    y: Array,
-    other: tuple[Array, Array, int] = NOTHING,
+    walk: Walk, weight: PackedWeight, lanes: Lanes, form: str, whole: Array, size: int
 ) -> Job:
     """Return the job of any other layer."""
     layout, outputs = weight.layout, weight.sums.size
     groups = layout.groups // layout.merged
     inputs = weight.shape[0] if layout.transposed else weight.shape[1] * layout.groups
-    arguments = (
-        *(memory, walk.step, walk.rows, walk.taps, walk.depth4),
-        *(weight.data, groups, inputs // groups, outputs // groups),
-        *(*lanes, whole, y, walk.places, walk.place_step, *other),
+    before = (
+        *(walk.step, walk.rows, walk.taps, walk.depth4),
+        *(weight.data, groups, inputs // groups, outputs // groups, *lanes, whole),
     )
     panels = -(-(outputs // groups) // PANEL)
     work = walk.total * walk.taps.size * walk.depth4 * 4 * outputs
-    return Job(MULTIPLY[form], arguments, walk, y.size, panels, groups == 1, work)
+    after = (walk.places, walk.place_step, *NOTHING)
+    return Job(MULTIPLY[form], before, after, walk, size, panels, groups == 1, work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from refquant.ir.types import TensorType, quint8
 from refquant.kernels import convolve, job
 from refquant.kernels.accumulate import Sums
 from refquant.kernels.fused_add import Addition, addition
-from refquant.kernels.job import NOTHING, Job
+from refquant.kernels.job import Job
 from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Ints, Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
@@ -32,6 +33,8 @@ from refquant.kernels.walk import Map, Walk, Window, placement, walk_of
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+# Memory of a sum's other operand, places of its rows, step of a block of rows.
+Other = tuple[Bytes, npt.NDArray[np.int64], int]
 
 
 class _Shape(NamedTuple):
@@ -125,7 +128,7 @@ class Layer:
     def _tensor(self, rows: Array) -> QTensor:
         """Return (N, ..., C) as the result."""
         rounding = self.rounding if self.sum is None else self.sum.rounding
-        y = np.moveaxis(rows, -1, 1) if self.window.out else rows.reshape(self.result.sizes)
+        y = rows.transpose(self._to_result) if self.window.out else rows.reshape(self._sizes)
         return QTensor(y, rounding.scale, rounding.zero_point)
 
     # ---- binding
@@ -135,51 +138,65 @@ class Layer:
     ) -> Callable[..., QTensor]:
         """Return the function of the run."""
         whole = self._result_shape().map(None if result is None else result.margins)
-        found = self._in_place(operands[0], whole)
-        read = self._reader(whole) if found is None else lambda _x: found
-        lanes = self._lanes()
-        numbers = self.rounding.whole if self.sum is None else self.sum.whole(self.rounding)
-        form = self.stage.form if self.sum is None else "added"
-        add = self._adder(operands[1]) if self.sum is not None else None
-
-        def work(memory: Bytes, walk: Walk, y: Bytes, more: tuple[QTensor, ...]) -> Job:
-            common = (memory, walk, self.weight, lanes, form, numbers, y)
-            if self.weight.layout.depthwise:
-                return job.depthwise(*common, self.window.out[-1], self.saturating)
-            return job.dense(*common, NOTHING if add is None else add(*more))
-
+        read, walk = self._in_place(operands[0], whole) or self._reader(whole)
+        add = None if self.sum is None else self._adder(operands[1])
+        size = self.size(None if result is None else result.margins) - SLACK
+        run = self._job(walk, size).run
         if result is None:
-            shape, size = self._result_shape(), self.size(None)
-
-            def fresh(x: QTensor, *more: QTensor) -> QTensor:
-                y = np.empty(size, np.uint8)[: size - SLACK]  # a sum may read past it
-                work(*read(x), y, more).run()
-                return self._tensor(y.reshape(shape.images, *shape.spatial, shape.channels))
-
-            return fresh
-
-        memory, _, tensor = result
-        y = memory[: len(memory) - SLACK]
+            return self._fresh(read, run, add, size)
+        y = result.memory[:size]
         borders = self._borders(y, whole)
+        tensor = result.tensor
         zero_point = int(tensor.zero_point)
-        if found is not None and all(place is not None for place in operands):
-            known = work(*found, y, ())
 
-            def bound(*_operands: QTensor) -> QTensor:
-                known.run()
-                for border in borders:
-                    border.fill(zero_point)
-                return tensor
-
-            return bound
-
-        def placed(x: QTensor, *more: QTensor) -> QTensor:
-            work(*read(x), y, more).run()
+        def placed(x: QTensor, *others: QTensor) -> QTensor:
+            run(read(x), y, None if add is None else add(*others))
             for border in borders:
                 border.fill(zero_point)
             return tensor
 
         return placed
+
+    def _fresh(
+        self,
+        read: Callable[[QTensor], Bytes],
+        run: Callable[..., None],
+        add: Callable[..., Other] | None,
+        size: int,
+    ) -> Callable[..., QTensor]:
+        """Return a function whose result is new."""
+        shape = self._result_shape()
+        rows = (shape.images, *shape.spatial, shape.channels)
+
+        def fresh(x: QTensor, *others: QTensor) -> QTensor:
+            y = np.empty(size + SLACK, np.uint8)[:size]  # a sum may read past it
+            run(read(x), y, None if add is None else add(*others))
+            return self._tensor(y.reshape(rows))
+
+        return fresh
+
+    def _job(self, walk: Walk, size: int) -> Job:
+        whole = self.rounding.whole if self.sum is None else self.sum.whole(self.rounding)
+        form = self.stage.form if self.sum is None else "added"
+        common = (walk, self.weight, self._lanes(), form, whole, size)
+        if self.weight.layout.depthwise:
+            return job.depthwise(*common, self.window.out[-1], self.saturating)
+        return job.dense(*common)
+
+    @cached_property
+    def _sizes(self) -> Ints:
+        return self.result.sizes
+
+    @cached_property
+    def _to_rows(self) -> Ints:
+        """Axes of (N, C, ...) that give (N, ..., C)."""
+        return (0, *range(2, len(self.window.out) + 2), 1)
+
+    @cached_property
+    def _to_result(self) -> Ints:
+        """Axes of (N, ..., C) that give (N, C, ...)."""
+        last = len(self.window.out) + 1
+        return (0, last, *range(1, last))
 
     def _lanes(self) -> Lanes:
         lanes = self.weight.lanes(
@@ -193,16 +210,19 @@ class Layer:
         geometry = (source, self.window, self.weight.layout, self.weight.passes)
         return walk_of(self.source.images, pixel, *geometry, self.weight.sums.size, result)
 
-    def _in_place(self, operand: Place | None, result: Map) -> tuple[Bytes, Walk] | None:
-        """Return the input's memory, if all that the window sees lies there."""
+    def _in_place(
+        self, operand: Place | None, result: Map
+    ) -> tuple[Callable[[QTensor], Bytes], Walk] | None:
+        """Return what finds the input in its place, if all that the window sees lies there."""
         if operand is None or self.weight.copies > 1:
             return None
         source = self.source.map(operand.margins)
         if not source.holds(self.window):
             return None
-        return operand.memory, self._walk(source, self.source.channels, result)
+        memory = operand.memory
+        return lambda _x: memory, self._walk(source, self.source.channels, result)
 
-    def _reader(self, result: Map) -> Callable[[QTensor], tuple[Bytes, Walk]]:
+    def _reader(self, result: Map) -> tuple[Callable[[QTensor], Bytes], Walk]:
         """Return what takes the input as it lies, or lays it into this thread's memory."""
         images, channels, spatial = self.source
         pixel = channels * self.weight.copies
@@ -210,34 +230,29 @@ class Layer:
         layout = self.weight.layout
         depth = layout.run * channels * layout.merged // layout.groups
         if not layout.depthwise and depth % 4 == 0 and source.holds(self.window):
-            dense = self._walk(source, pixel, result)
-            return lambda x: (raveled(self._rows(x)), dense)
+            return lambda x: raveled(self._rows(x)), self._walk(source, pixel, result)
         source = Map(self.window.lead, self.window.seen)
-        padded = self._walk(source, pixel, result)
         how = placement(spatial, source.sizes, self.window.lead, self.window.spread)
         shape = (images, *source.sizes, channels, self.weight.copies)
         _, zero_point = self.input.per_tensor()
-
-        def lay(x: QTensor) -> tuple[Bytes, Walk]:
-            return convolve.placed(self._rows(x), zero_point, how, shape), padded
-
-        return lay
+        walk = self._walk(source, pixel, result)
+        return lambda x: convolve.placed(self._rows(x), zero_point, how, shape), walk
 
     def _rows(self, x: QTensor) -> Array:
         if self.window.out:
-            return np.moveaxis(x.int_repr, 1, -1)
+            return x.int_repr.transpose(self._to_rows)
         return x.int_repr.reshape(self.source.images, self.source.channels)
 
-    def _adder(self, operand: Place | None) -> Callable[..., tuple[Bytes, Array, int]]:
-        """Return what finds the other operand of the sum: memory, its places, step of a block."""
+    def _adder(self, operand: Place | None) -> Callable[[QTensor], Other]:
+        """Return what finds the other operand of the sum."""
         whole = self._result_shape().map(None if operand is None else operand.margins)
         seen = Map(self.window.lead, self.window.seen)
         walk = self._walk(seen, self.source.channels, whole)
         where = walk.places, walk.place_step
         if operand is not None:
-            memory = operand.memory
-            return lambda *_others: (memory, *where)
-        return lambda other: (raveled(np.moveaxis(other.int_repr, 1, -1)), *where)
+            place = (operand.memory, *where)
+            return lambda _x: place
+        return lambda x: (raveled(x.int_repr.transpose(self._to_rows)), *where)
 
     def _borders(self, y: Bytes, whole: Map) -> list[Bytes]:
         """Return the margins of the result, which are filled after the tiles wrote over them."""
@@ -246,6 +261,36 @@ class Layer:
         maps = y.reshape(shape.images, *whole.sizes, shape.channels)
         assert how.borders is not None
         return [maps[border] for border in how.borders]
+
+
+# Layers that a weight keeps for calls without a plan.
+KEPT = 4
+
+
+def ready(
+    x: QTensor,
+    weight: QTensor,
+    bias: npt.NDArray[np.float32] | None,
+    how: tuple[Any, ...],
+    make: Callable[[PackedWeight], Layer | None],
+) -> Callable[[QTensor], QTensor] | None:
+    """Return the function of a layer that a packed weight keeps from the last calls, or makes.
+
+    ``how`` holds all that it depends on beside the operands. None where the weight is not
+    packed, or ``make`` finds no layer.
+    """
+    if not isinstance(weight, PackedWeight):
+        return None
+    key = (x.shape, x.scale, x.zero_point, how, None if bias is None else bias.tobytes())
+    if key in weight.ready:
+        known: Callable[[QTensor], QTensor] | None = weight.ready[key]
+        return known
+    layer = make(weight)
+    function = None if layer is None else layer.bind((None,), None)
+    if len(weight.ready) >= KEPT:
+        weight.ready.clear()
+    weight.ready[key] = function
+    return function
 
 
 def stand_in(x: TensorType) -> QTensor:
@@ -274,8 +319,6 @@ def prepare(
     ``window`` is None for a linear, whose rows are images without axes.
     """
     ready = isinstance(x, TensorType) and isinstance(weight, PackedWeight)
-    if window is None and result.rank != 2:  # elsewhere channels-last means something else
-        return None
     if not ready or isinstance(bias, TensorType) or result.dtype != quint8:
         return None
     assert isinstance(x, TensorType)

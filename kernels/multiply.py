@@ -41,7 +41,7 @@ def matrix_product(
     else:
         source = raveled(x)
     walk = matrix_walk(count, depth, weight.passes, weight.sums.size)
-    job.dense(source, walk, weight, lanes, form, whole, y.reshape(-1)).run()
+    job.dense(walk, weight, lanes, form, whole, y.size).run(source, y.reshape(-1))
 
 
 def linear_product(

@@ -163,6 +163,7 @@ class PackedWeight(QTensor):
     _shape: Ints
     _lanes: dict[Any, Lanes]
     _pairs: dict[bool, Int8]
+    ready: dict[Any, Any]  # what layers of the last calls keep, see layer.py
 
     def __init__(self, weight: QTensor, layout: Layout) -> None:
         integers = weight.int_repr
@@ -189,6 +190,7 @@ class PackedWeight(QTensor):
             "_shape": weight.shape,
             "_lanes": {},
             "_pairs": {},
+            "ready": {},
             "scale": weight.scale,
             "zero_point": weight.zero_point,
             "axis": weight.axis,

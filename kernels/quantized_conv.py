@@ -15,7 +15,7 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
+from refquant.ir.types import QParams, Size, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
@@ -481,6 +481,13 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
+    def make(weight: PackedWeight) -> Layer | None:
+        packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
+        return _layer(x, packed, bias, geometry, rounding, target)
+
+    run = layer.ready(x, weight, bias, (geometry, rounding, target), make)
+    if run is not None:
+        return run(x)
     stage, way = plan("conv", x, weight, geometry, target)
     packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
     y = convolve(x, packed, bias, geometry.window(x.shape[2:]), rounding, stage, way)
@@ -497,15 +504,28 @@ def prepare(
 ) -> Layer | None:
     """Bind the layer; None where its sums saturate in another way than the tiles'."""
     x, weight, bias = operands
-    if not isinstance(x, TensorType) or not isinstance(weight, QTensor):
+    if not isinstance(x, TensorType) or not isinstance(weight, PackedWeight):
         return None
     axes = (attributes[name] for name in ("stride", "padding", "dilation", "groups"))
     geometry = Geometry(weight.shape[2:], *axes)
-    stage, way = plan("conv", layer.stand_in(x), weight, geometry, target)
     scale, zero_point = result.per_tensor()
     rounding = Rounding(scale, zero_point, zero_point if relu else 0)
-    window = geometry.window(x.sizes[2:])
-    return layer.prepare(x, weight, bias, window, stage, way, rounding, result, target)
+    return _layer(layer.stand_in(x), weight, bias, geometry, rounding, target)
+
+
+def _layer(
+    x: QTensor,
+    weight: PackedWeight,
+    bias: Operand,
+    geometry: Geometry,
+    rounding: Rounding,
+    target: Target,
+) -> Layer | None:
+    stage, way = plan("conv", x, weight, geometry, target)
+    window = geometry.window(x.shape[2:])
+    qparams = QParams(rounding.scale, rounding.zero_point)
+    result = TensorType(quint8, (x.shape[0], weight.shape[0], *window.out), qparams)
+    return layer.prepare(x.type, weight, bias, window, stage, way, rounding, result, target)
 
 
 def _attributes(rank: int, **changed: Any) -> dict[str, Any]:

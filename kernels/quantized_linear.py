@@ -15,7 +15,7 @@ from refquant.ir.op import Case, Op
 from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import TensorType, format_shape, qint8, quint8
+from refquant.ir.types import QParams, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
@@ -255,6 +255,12 @@ def kernel_relu(
 def _tiled(
     x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
+    def make(weight: PackedWeight) -> Layer | None:
+        return _layer(x, pack(weight), bias, rounding, target)
+
+    run = layer.ready(x, weight, bias, (x.dtype, rounding, target), make)
+    if run is not None:
+        return run(x)
     chosen = stage("linear", x, weight, target)
     y = linear_product(x, pack(weight), bias, rounding, chosen, sums_of(x, target))
     y = y.view(x.int_repr.dtype)
@@ -271,13 +277,25 @@ def prepare(
 ) -> Layer | None:
     """Bind the layer; None where its sums saturate."""
     x, weight, bias = operands
-    if not isinstance(x, TensorType) or not isinstance(weight, QTensor) or x.dtype != quint8:
+    ready = isinstance(x, TensorType) and isinstance(weight, PackedWeight)
+    if not ready or result.rank != 2:  # elsewhere channels-last would mean something else
         return None
-    rows = layer.stand_in(x)
-    chosen, way = stage("linear", rows, weight, target), sums_of(rows, target)
+    assert isinstance(x, TensorType)
+    assert isinstance(weight, PackedWeight)
     scale, zero_point = result.per_tensor()
     rounding = Rounding(scale, zero_point, zero_point if relu else 0)
-    return layer.prepare(x, weight, bias, None, chosen, way, rounding, result, target)
+    return _layer(layer.stand_in(x), weight, bias, rounding, target)
+
+
+def _layer(
+    x: QTensor, weight: PackedWeight, bias: Operand, rounding: Rounding, target: Target
+) -> Layer | None:
+    if x.dtype != quint8:
+        return None
+    chosen, way = stage("linear", x, weight, target), sums_of(x, target)
+    qparams = QParams(rounding.scale, rounding.zero_point)
+    result = TensorType(quint8, (*x.shape[:-1], weight.shape[0]), qparams)
+    return layer.prepare(x.type, weight, bias, None, chosen, way, rounding, result, target)
 
 
 def _case(
