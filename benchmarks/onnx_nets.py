@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from refquant.ir.graph import Graph, Node, Value
@@ -236,8 +235,10 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=opsets, ir_version=10)
 
 
-def session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, threads: int = 1) -> Any:
     """Return onnxruntime's default optimisation of a model."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx_nets import MICROSOFT, session, to_onnx
-from operators import CONVOLUTIONS, DEPTHWISE, PRODUCTS, convolution, linear
+from operators import CONVOLUTIONS, DEPTHWISE, PRODUCTS, convolution, elementwise, linear
 from pairs import Pair
 from torch import nn
 from torch.nn import functional as F
@@ -131,6 +131,39 @@ def in_onnxruntime(threads: int) -> Iterator[Pair]:
     for geometry in geometries():
         model = convolution_model(geometry, channels_last=True)
         yield of(convolution("fbgemm", *geometry), *model)
+
+
+def pointwise_in_onnxruntime(threads: int) -> Iterator[Pair]:
+    """Yield the elementwise operators and pools that onnxruntime has for bytes."""
+    shape = (1, 112, 112, 64)
+    rng = np.random.default_rng(0)
+    given = {"x.scale": np.float32(0.03), "x.zero": np.uint8(11)}
+    result = {"y.scale": np.float32(0.05), "y.zero": np.uint8(3)}
+    second = {"b": rng.integers(0, 128, shape).astype(np.uint8)}
+    other = {f"b.{key[2:]}": value for key, value in given.items()}
+    window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+    both, one = {**given, **second, **other, **result}, {**given, **result}
+    models: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+        "add": ("QLinearAdd", both, {}),
+        "mul": ("QLinearMul", both, {}),
+        "sigmoid": ("QLinearSigmoid", one, {}),
+        "leaky_relu": ("QLinearLeakyRelu", one, {"alpha": 0.1}),
+        "max_pool2d 3x3": ("NhwcMaxPool", {}, window),
+        "avg_pool2d 3x3": ("QLinearAveragePool", one, {**window, "channels_last": 1}),
+        "adaptive_avg_pool2d 1x1": ("QLinearGlobalAveragePool", one, {"channels_last": 1}),
+    }
+    x = rng.integers(0, 128, shape).astype(np.uint8)
+    for pair in elementwise("fbgemm"):
+        name = pair.name.removesuffix(" 1 x 64 x 112 x 112")
+        if name in models:  # the first of that name
+            op, constants, more = models.pop(name)
+            runs = session(_model(op, MICROSOFT, shape, constants, **more), threads)
+            yield pair._replace(
+                theirs=lambda runs=runs: runs.run(None, {"x": x}),
+                other="onnxruntime",
+                exact=False,
+                wanted=None,
+            )
 
 
 def in_onnx_reference() -> Iterator[Pair]:

@@ -15,6 +15,7 @@ from results import Result, geometric_mean
 from startup import Start
 
 PACKAGES = ("refquant", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "onnx")
+MANY = 12  # missed targets of a kind beyond which only the worst is listed
 ORDER = ("fbgemm", "onednn", "x86", "qnnpack", "float32", "onnxruntime")
 TITLES = {
     "networks": "Networks",
@@ -171,15 +172,21 @@ def goals(found: dict[str, Any], results: list[Result]) -> str:
 
 
 def _missed(results: list[Result]) -> str:
-    rows = sorted((row for row in results if row.missed), key=lambda r: r.ratio / (r.wanted or 1))
-    if not rows:
-        return "None.\n"
+    """Return a row for each missed target, or one for many of a kind."""
+    kinds: dict[tuple[str, str], list[Result]] = {}
+    for row in results:
+        if row.missed:
+            kinds.setdefault((row.section, row.other), []).append(row)
     body = []
-    for row in rows:
-        why = limits.reason_of(row.section, row.other, row.name)
-        short = f"{1 - row.ratio / (row.wanted or 1):.0%}"
-        body.append([row.name, row.other, f"{row.wanted:g}", f"{row.ratio:.2f}", short, why])
-    return table(["", "other", "wanted", "reached", "short by", "what limits it"], body)
+    for rows in kinds.values():
+        rows.sort(key=lambda row: row.ratio)
+        for row in rows if len(rows) <= MANY else rows[:1]:
+            name = row.name if len(rows) <= MANY else f"{len(rows)} shapes; worst {row.name}"
+            why = limits.reason_of(row.section, row.other, row.name)
+            short = f"{1 - row.ratio / (row.wanted or 1):.0%}"
+            body.append([name, row.other, f"{row.wanted:g}", f"{row.ratio:.2f}", short, why])
+    head = ["", "other", "wanted", "reached", "short by", "what limits it"]
+    return table(head, body) if body else "None.\n"
 
 
 def page(found: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ import startup
 import torch
 from pairs import Pair, line, measure, set_threads
 from results import Result, write_results
+
+from refquant import RefquantError
 
 ROOT = Path(__file__).parent.parent
 BOTH = (1, 2)
@@ -70,6 +73,7 @@ def sections() -> list[Section]:
             Section("pointwise", lambda _, e=engine: operators.elementwise(e), 0.2)  # type: ignore[misc]
             for engine in ("fbgemm", "qnnpack")
         ),
+        Section("pointwise", others.pointwise_in_onnxruntime, 0.2),
         Section("observers", lambda _: _observed(), 0.2, (1,)),
         *(
             Section("networks", lambda threads, o=other: networks.images(o, threads), 2.0)  # type: ignore[misc]
@@ -99,8 +103,17 @@ def run(section: Section, quick: bool) -> Iterator[Result]:
     """Measure a section."""
     for threads in section.threads[: 1 if quick else None]:
         set_threads(threads)
+        names: Counter[str] = Counter()
         for pair in section.pairs(threads):
-            row = measure(pair, section.budget / (8 if quick else 1), least=3 if quick else 7)
+            names[pair.name] += 1
+            if names[pair.name] > 1:  # other operands
+                pair = pair._replace(name=f"{pair.name}, {names[pair.name]}")
+            try:
+                row = measure(pair, section.budget / (8 if quick else 1), least=3 if quick else 7)
+            except (RuntimeError, IndexError, RefquantError) as error:  # by torch or refquant
+                reason = str(error).partition("\n")[0]
+                print(f"{threads} {pair.name} ({pair.other}) is refused: {reason}", flush=True)
+                continue
             print(f"{threads} {line(row)}", flush=True)
             yield Result(
                 section.name,
