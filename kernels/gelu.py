@@ -20,6 +20,7 @@ from refquant.kernels.activations import (
     apply,
     apply_compiled,
     apply_float,
+    apply_float_compiled,
     filling,
     suggested_output,
 )
@@ -202,9 +203,13 @@ COMPILED = {
 def kernel(
     self: QTensor | Array, approximate: str = "none", target: Target = Target()
 ) -> QTensor | Array:
-    """Compute :func:`reference` by tables."""
+    """Compute :func:`reference` by tables, of float32 in compiled loops."""
     if not isinstance(self, QTensor):
-        return reference(self, approximate, target)
+        if approximate == "tanh":
+            return apply_float_compiled(self, _COMPILED_FLOAT_TANH, target)
+        out = empty_sorted(self.shape, [self], np.float32)
+        out[...] = COMPILED["none"].tail(self.reshape(-1)).reshape(self.shape)
+        return out
     formula = COMPILED[approximate]
     return apply_compiled(self, None, _kept(self.type), formula, target)
 
