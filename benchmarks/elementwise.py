@@ -80,7 +80,7 @@ def _norms(rng: np.random.Generator, channels: int, edge: int) -> Iterator[Call]
     for x in (a, plain):
         tx = to_torch(x)
         groups = channels // 8
-        yield "quantized::group_norm", (x, groups, *affine), (tx, groups, *torch_affine), more
+        yield "quantized::group_norm", (x, *affine, groups), (tx, groups, *torch_affine), more
         yield "quantized::instance_norm", (x, *affine), (tx, *torch_affine), more
     width = channels * 16
     q = rng.integers(0, 128, (max(1, a.int_repr.size // width), width), np.uint8)
@@ -88,7 +88,7 @@ def _norms(rng: np.random.Generator, channels: int, edge: int) -> Iterator[Call]
     wide = [rng.uniform(0.5, 1.5, width).astype(np.float32) for _ in range(2)]
     yield (
         "quantized::layer_norm",
-        (rows, (width,), *wide),
+        (rows, *wide, (width,)),
         (to_torch(rows), (width,), *map(torch.from_numpy, wide)),
         more,
     )
