@@ -14,10 +14,15 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_channels_last, empty_suggested
+from refquant.kernels.jit import fma, jit
+from refquant.kernels.layout import (
+    empty_channels_last,
+    empty_suggested,
+    flat,
+    is_channels_last,
+)
 from refquant.kernels.norms import multiply_add, multiply_add_one
-from refquant.kernels.rounding_jit import quantize_after, quantize_before
+from refquant.kernels.rounding_jit import narrow_after, quantize_after, quantize_before
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -322,16 +327,36 @@ def _fill(
     y: Any,
 ) -> None:
     """Normalise rows of channels, of which the first ``blocks`` add ``to`` before rounding."""
-    channels = x.shape[1]
+    channels = alpha.size
     one = np.float32(1)
-    for i in range(x.shape[0]):
+    ordinary = x.itemsize == 1
+    for c in range(channels):
+        ordinary = ordinary and abs(alpha[c]) < 1e30 and abs(beta[c]) < 1e30
+    if ordinary and fused and blocks == 0:
+        _fill_8bit(x, zero_point, alpha, beta, to, floor, high, y)
+        return
+    for i in range(x.size // channels):
         for c in range(channels):
-            distance = np.float32(np.int64(x[i, c]) - zero_point)
+            distance = np.float32(np.int64(x[i * channels + c]) - zero_point)
             real = multiply_add_one(distance, alpha[c], beta[c], fused)
             if c < blocks:
-                y[i, c] = quantize_before(real, one, to, floor, high)
+                y[i * channels + c] = quantize_before(real, one, to, floor, high)
             else:
-                y[i, c] = quantize_after(real, one, to, floor, high)
+                y[i * channels + c] = quantize_after(real, one, to, floor, high)
+
+
+@jit
+def _fill_8bit(
+    x: Any, zero_point: int, alpha: F32, beta: F32, to: int, floor: int, high: int, y: Any
+) -> None:
+    """Normalise with finite coefficients by a loop that vectorises."""
+    one, zero, channels = np.float32(1), np.float32(zero_point), alpha.size
+    least, most = np.float32(floor - to), np.float32(high - to)
+    for first in range(0, x.size, channels):
+        row, into = x[first : first + channels], y[first : first + channels]
+        for c in range(into.size):
+            real = fma(np.float32(np.float32(row[c]) - zero), alpha[c], beta[c])
+            into[c] = narrow_after(real, one, to, least, most)
 
 
 def _run(
@@ -348,19 +373,22 @@ def _run(
     relu: bool,
 ) -> QTensor:
     x, (low, high) = qx.int_repr, qx.dtype.limits
+    if not x.size:
+        out = _empty_result(x)
+        return QTensor(out, output_scale, output_zero_point, None, qx.dtype)
     alpha, beta = coefficients(weight, bias, mean, var, eps, float(qx.scale), output_scale)
-    rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-    y = np.empty(rows.shape, x.dtype)
+    if x.ndim == 4 and is_channels_last(x):
+        rows, y, out = flat(x, x.dtype)
+    else:
+        moved = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        filled = np.empty(moved.shape, x.dtype)
+        rows, y, out = moved.reshape(-1), filled.reshape(-1), np.moveaxis(filled, -1, 1)
     floor = output_zero_point if relu else low
-    if x.size:
-        flat = (-1, x.shape[1])
-        _fill(
-            *(rows.reshape(flat), int(qx.zero_point), alpha, beta, output_zero_point),
-            *(floor, high, target.fused_multiply_add, _blocks(qx, target), y.reshape(flat)),
-        )
-    out = np.moveaxis(y, -1, 1)
-    if x.ndim < 4 or not x.size:
-        out = np.ascontiguousarray(out)
+    _fill(
+        *(rows, int(qx.zero_point), alpha, beta, output_zero_point),
+        *(floor, high, target.fused_multiply_add, _blocks(qx, target), y),
+    )
+    out = np.ascontiguousarray(out) if x.ndim < 4 else out
     return QTensor(out, output_scale, output_zero_point, None, qx.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.batch_norm import reference_float as batch_norm
-from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, is_contiguous_channels_last
+from refquant.kernels.jit import fma, jit
+from refquant.kernels.layout import empty_suggested, flat, is_contiguous_channels_last
 from refquant.kernels.norms import (
     VECTOR_WIDTH,
     Squares,
+    are_moderate,
     float_squares,
     float_squares_compiled,
     moments,
@@ -27,9 +29,11 @@ from refquant.kernels.norms import (
     multiply_add_one,
     quantize_one,
     quantize_split,
+    sum_and_squares,
     sums,
 )
 from refquant.kernels.pointwise import body_rule
+from refquant.kernels.rounding_jit import narrow_after, narrow_before
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -409,13 +413,8 @@ def _statistics(
     """Fill mean and reciprocal deviation of (N, pixels, C) or, if x is (N, C, pixels), alike."""
     for n in range(x.shape[0]):
         for g in range(groups):
-            total = np.int64(0)
-            squares = np.int64(0)
-            for i in range(x.shape[2]):
-                for j in range(x.shape[3]):
-                    q = np.int64(x[n, g, i, j])
-                    total += q
-                    squares += q * q
+            size = x.shape[2] * x.shape[3]
+            total, squares = sum_and_squares(x[n, g].reshape(size))
             count = x.shape[2] * x.shape[3]
             mean[n, g], r[n, g] = moments_one(
                 np.float32(total), np.float32(squares), count, scale, zero_point, eps, fused
@@ -441,10 +440,11 @@ def _statistics_in_float(
         sums = np.zeros((threads, 2, channels), np.float32)
         for p in range(pixels):
             t = (n * pixels + p) // share
+            row, total_row, square_row = x[n, p], sums[t, 0], sums[t, 1]
             for c in range(channels):
-                q = np.float32(x[n, p, c])
-                sums[t, 0, c] += q
-                sums[t, 1, c] += np.float32(q * q)
+                q = np.float32(row[c])
+                total_row[c] += q
+                square_row[c] += np.float32(q * q)
         per_group = channels // groups
         for g in range(groups):
             total = np.float32(0)
@@ -459,9 +459,85 @@ def _statistics_in_float(
 
 
 @jit
+def _statistics_of_pixels(
+    x: Any,
+    groups: int,
+    scale: np.float32,
+    zero_point: int,
+    eps: float,
+    fused: bool,
+    mean: F32,
+    r: F32,
+) -> None:
+    """Fill the same of channels-last (N, pixels, C) of few pixels, summed as integers."""
+    images, pixels, channels = x.shape
+    per_group = channels // groups
+    sums = np.empty((2, channels), np.int32)
+    for n in range(images):
+        sums[:] = 0
+        for p in range(pixels):
+            row, totals, squares = x[n, p], sums[0], sums[1]
+            for c in range(channels):
+                q = np.int32(row[c])
+                totals[c] += q
+                squares[c] += np.int32(q * q)
+        for g in range(groups):
+            total, square = np.int64(0), np.int64(0)
+            for c in range(g * per_group, (g + 1) * per_group):
+                total += np.int64(sums[0, c])
+                square += np.int64(sums[1, c])
+            mean[n, g], r[n, g] = moments_one(
+                np.float32(total),
+                np.float32(square),
+                per_group * pixels,
+                scale,
+                zero_point,
+                eps,
+                fused,
+            )
+
+
+@jit
 def _fill(
     x: Any,
-    nhwc: bool,
+    zero_point: int,
+    mean: F32,
+    r: F32,
+    weight: F32,
+    bias: F32,
+    fused: bool,
+    inverse: np.float32,
+    to: int,
+    low: int,
+    high: int,
+    rule: int,
+    y: Any,
+) -> None:
+    """Normalise (N, C, pixels)."""
+    per_group = x.shape[1] // mean.shape[1]
+    zero = np.float32(zero_point)
+    least, most = np.float32(low - to), np.float32(high - to)
+    moderate: Any = fused and rule == 0 and are_moderate(bias) and 1e-15 < inverse < 1e15
+    for n in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            row, into = x[n, c], y[n, c]
+            middle, shift = mean[n, c // per_group], bias[c]
+            gain = np.float32(r[n, c // per_group] * weight[c])
+            if moderate and abs(gain) < 1e15:
+                for p in range(into.size):
+                    distance = np.float32(np.float32(np.float32(row[p]) - zero) - middle)
+                    real = fma(distance, gain, shift)
+                    into[p] = narrow_after(real, inverse, to, least, most)
+                continue
+            for p in range(into.size):
+                distance = np.float32(np.float32(np.int64(row[p]) - zero_point) - middle)
+                real = multiply_add_one(distance, gain, shift, fused)
+                into[p] = quantize_one(real, True, inverse, to, low, high, rule)
+
+
+@jit
+def _fill_pixels(
+    x: Any,
     zero_point: int,
     mean: F32,
     r: F32,
@@ -476,23 +552,40 @@ def _fill(
     rule: int,
     y: Any,
 ) -> None:
-    """Normalise (N, C, pixels), of any strides."""
-    per_group = x.shape[1] // mean.shape[1]
+    """Normalise channels-last (N, pixels, C), the mean in the summand."""
+    channels = x.shape[2]
+    per_group = channels // mean.shape[1]
+    body = counted // 32 * 32
+    zero, z = np.float32(zero_point), np.float32(to)
+    least, most = np.float32(low - to), np.float32(high - to)
+    bottom, top = np.float32(low), np.float32(high)
+    gain, shift = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    in_body = np.empty(channels, np.bool_)
     for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
+        for c in range(channels):
             g = c // per_group
-            gain = np.float32(r[n, g] * weight[c])
-            shift = bias[c]
-            is_body = True
-            if nhwc:
-                shift = multiply_add_one(np.float32(-gain), mean[n, g], bias[c], fused)
-                is_body = c % counted < counted // 32 * 32
-            for p in range(x.shape[2]):
-                distance = np.float32(np.int64(x[n, c, p]) - zero_point)
-                if not nhwc:
-                    distance = np.float32(distance - mean[n, g])
-                real = multiply_add_one(distance, gain, shift, fused)
-                y[n, c, p] = quantize_one(real, is_body, inverse, to, low, high, rule)
+            gain[c] = np.float32(r[n, g] * weight[c])
+            shift[c] = multiply_add_one(np.float32(-gain[c]), mean[n, g], bias[c], fused)
+            in_body[c] = c % counted < body
+        moderate: Any = fused and rule == 0 and are_moderate(gain) and are_moderate(shift)
+        moderate = moderate and 1e-15 < inverse < 1e15
+        for p in range(x.shape[1]):
+            row, into = x[n, p], y[n, p]
+            if not moderate:
+                for c in range(channels):
+                    distance = np.float32(np.int64(row[c]) - zero_point)
+                    real = multiply_add_one(distance, gain[c], shift[c], fused)
+                    into[c] = quantize_one(real, in_body[c], inverse, to, low, high, rule)
+            elif body == counted:
+                for c in range(channels):
+                    real = fma(np.float32(np.float32(row[c]) - zero), gain[c], shift[c])
+                    into[c] = narrow_after(real, inverse, to, least, most)
+            else:
+                for c in range(channels):
+                    real = fma(np.float32(np.float32(row[c]) - zero), gain[c], shift[c])
+                    after = narrow_after(real, inverse, to, least, most)
+                    before = narrow_before(real, inverse, z, bottom, top)
+                    into[c] = after if in_body[c] else before
 
 
 def kernel(
@@ -513,43 +606,38 @@ def kernel(
     x = input.int_repr
     _check_written(x, num_groups)
     n, channels = x.shape[:2]
-    contiguous = np.ascontiguousarray(x).reshape(n, channels, -1)
-    pixels = contiguous.shape[2]
-    nhwc, many = _is_nhwc(x), pixels >= MANY_PIXELS
+    pixels = prod(x.shape[2:])
+    many = pixels >= MANY_PIXELS
     scale, zero_point = np.float32(input.scale), int(input.zero_point)
     mean, r = np.empty((2, n, num_groups), np.float32)
     fused = target.fused_multiply_add
-    constants = (scale, zero_point, float(eps), fused, mean, r)
-    if nhwc and many:
-        rows = np.ascontiguousarray(np.moveaxis(contiguous, 1, 2))
-        share = -(-n * pixels // target.threads)
-        _statistics_in_float(rows, num_groups, share, *constants)
-    else:
-        grouped = contiguous.reshape(n, num_groups, channels // num_groups, pixels)
-        _statistics(grouped, num_groups, *constants)
-    y = np.empty(contiguous.shape, x.dtype)
+    moments = (scale, zero_point, float(eps), fused, mean, r)
     gain = np.ones(channels, np.float32) if weight is None else np.ascontiguousarray(weight)
     shift = np.zeros(channels, np.float32) if bias is None else np.ascontiguousarray(bias)
-    counted = channels if many else channels // num_groups
-    _fill(
-        contiguous,
-        nhwc,
-        zero_point,
-        mean,
-        r,
-        gain,
-        shift,
-        counted,
-        fused,
-        rounding.reciprocal(output_scale),
-        output_zero_point,
-        *input.dtype.limits,
-        body_rule(input.dtype, target),
-        y,
+    affine = (zero_point, mean, r, gain, shift)
+    rounded = (
+        *(fused, rounding.reciprocal(output_scale), output_zero_point),
+        *(*input.dtype.limits, body_rule(input.dtype, target)),
     )
-    out = _empty_result(input)
-    out[...] = y.reshape(x.shape)
-    return QTensor(out, output_scale, output_zero_point, None, input.dtype)
+    if x.ndim == 4:
+        values, y, out = flat(x, x.dtype)
+    else:
+        out = np.empty(x.shape, x.dtype)
+        values, y = np.ascontiguousarray(x), out
+    if _is_nhwc(x):
+        rows = values.reshape(n, pixels, channels)
+        if many:
+            _statistics_in_float(rows, num_groups, -(-n * pixels // target.threads), *moments)
+        else:
+            _statistics_of_pixels(rows, num_groups, *moments)
+        counted = channels if many else channels // num_groups
+        _fill_pixels(*(rows, *affine, counted, *rounded, y.reshape(rows.shape)))
+    else:
+        grouped = (n, num_groups, channels // num_groups, pixels)
+        _statistics(values.reshape(grouped), num_groups, *moments)
+        images = values.reshape(n, channels, pixels)
+        _fill(*(images, *affine, *rounded, y.reshape(images.shape)))
+    return QTensor.unchecked(out, output_scale, output_zero_point, input.dtype)
 
 
 def kernel_instance(

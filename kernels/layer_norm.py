@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.jit import jit
+from refquant.kernels.jit import fma, jit
 from refquant.kernels.norms import (
     VECTOR_WIDTH,
     Squares,
+    are_moderate,
     float_squares,
     float_squares_compiled,
     moments,
@@ -26,9 +28,11 @@ from refquant.kernels.norms import (
     multiply_add_one,
     quantize_one,
     quantize_split,
+    sum_and_squares,
     sums,
 )
 from refquant.kernels.pointwise import body_rule
+from refquant.kernels.rounding_jit import narrow_after, narrow_before
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -220,20 +224,32 @@ def _fill(
 ) -> None:
     n = x.shape[1]
     body = n // 32 * 32
+    moderate: Any = fused and rule == 0 and are_moderate(gain) and are_moderate(shift)
+    moderate = moderate and 1e-15 < inverse < 1e15
+    zero, z = np.float32(zero_point), np.float32(to)
+    least, most = np.float32(low - to), np.float32(high - to)
+    bottom, top = np.float32(low), np.float32(high)
     for i in range(x.shape[0]):
-        total = np.int64(0)
-        squares = np.int64(0)
-        for j in range(n):
-            q = np.int64(x[i, j])
-            total += q
-            squares += q * q
+        row, into = x[i], y[i]
+        total, squares = sum_and_squares(row)
         mean, r = moments_one(
             np.float32(total), np.float32(squares), n, scale, zero_point, eps, fused
         )
-        for j in range(n):
-            distance = np.float32(np.float32(np.int64(x[i, j]) - zero_point) - mean)
-            real = multiply_add_one(np.float32(distance * r), gain[j], shift[j], fused)
-            y[i, j] = quantize_one(real, j < body, inverse, to, low, high, rule)
+        if not (moderate and r < 1e15):
+            for j in range(n):
+                distance = np.float32(np.float32(np.int64(row[j]) - zero_point) - mean)
+                real = multiply_add_one(np.float32(distance * r), gain[j], shift[j], fused)
+                into[j] = quantize_one(real, j < body, inverse, to, low, high, rule)
+            continue
+        for j in range(body):
+            distance = np.float32(np.float32(np.float32(row[j]) - zero) - mean)
+            real = fma(np.float32(distance * r), gain[j], shift[j])
+            into[j] = narrow_after(real, inverse, to, least, most)
+        row, into, factors, summands = row[body:], into[body:], gain[body:], shift[body:]
+        for j in range(into.size):
+            distance = np.float32(np.float32(np.float32(row[j]) - zero) - mean)
+            real = fma(np.float32(distance * r), factors[j], summands[j])
+            into[j] = narrow_before(real, inverse, z, bottom, top)
 
 
 def kernel(
@@ -250,7 +266,7 @@ def kernel(
     if input.dtype == qint32:
         parameters = (normalized_shape, eps, output_scale, output_zero_point, target)
         return _normalise(input, weight, bias, *parameters, float_squares_compiled)
-    n = int(np.prod(normalized_shape, dtype=np.int64))
+    n = prod(normalized_shape)
     x = np.ascontiguousarray(input.int_repr).reshape(-1, n)
     y = np.empty(x.shape, x.dtype)
     gain = np.ones(n, np.float32) if weight is None else np.ascontiguousarray(weight).reshape(-1)

@@ -163,3 +163,28 @@ def quantize_one(
 ) -> Any:
     """Quantize one element with the rule of the body or with that of the tail (BEFORE)."""
     return quantize(x, inverse, zero_point, low, high, body_rule if is_body else 1)
+
+
+@jit
+def sum_and_squares(q: Any) -> Any:
+    """Return the exact sums of a row of bytes and of their squares, by a loop that vectorises."""
+    total, squares = np.int64(0), np.int64(0)
+    for begin in range(0, q.size, 1 << 14):  # as much as int32 holds
+        part = q[begin : begin + (1 << 14)]
+        a, b = np.int32(0), np.int32(0)
+        for i in range(part.size):
+            value = np.int32(part[i])
+            a = np.int32(a + value)
+            b = np.int32(b + np.int32(value * value))
+        total += np.int64(a)
+        squares += np.int64(b)
+    return total, squares
+
+
+@jit
+def are_moderate(x: F32) -> bool:
+    """Whether products with 8-bit distances and scales stay finite."""
+    moderate = True
+    for i in range(x.size):
+        moderate = moderate and abs(x[i]) < 1e15
+    return moderate

@@ -297,6 +297,8 @@ def _know(top: int, plain: bool, real: F32, sleef: F32, glibc: F32, known: Any) 
         return
     for i in range(256):
         shifted = np.float32(real[i] - real[top])
+        if shifted > 0:  # larger than the largest
+            continue
         if plain:
             glibc[top, i] = elementary_jit.exp_glibc(shifted)
         else:
