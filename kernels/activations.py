@@ -8,6 +8,7 @@ roundings and :mod:`refquant.kernels.elementary` for the functions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import DType, QParams, TensorType, qint32
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, flat_pair, memory_order, suggested
 from refquant.kernels.lookup import look_up
 from refquant.kernels.pointwise import (
     body_mask,
@@ -86,15 +87,28 @@ def _operand(x: QTensor, formula: Formula) -> Array:
     return suggested(x.int_repr) if formula.made_dense else x.int_repr
 
 
-def filling(loop: Callable[..., None], *parameters: Any) -> Function:
-    """Return a compiled loop ``loop(x, *parameters, y)`` as a function from x to y."""
+class filling:  # noqa: N801  (reads as the function that it is)
+    """A compiled loop ``loop(x, *parameters, y)`` as a function from x to y.
 
-    def function(x: F32) -> F32:
+    Two are equal, for the cache of tables, where loop and bits of the parameters are.
+    """
+
+    def __init__(self, loop: Callable[..., None], *parameters: np.float32) -> None:
+        self.loop, self.parameters = loop, parameters
+        self.key = (loop, *(parameter.tobytes() for parameter in parameters))
+        self.hash = hash(self.key)
+
+    def __call__(self, x: F32) -> F32:
+        """Return y."""
         y = np.empty_like(x)
-        loop(x, *parameters, y)
+        self.loop(x, *self.parameters, y)
         return y
 
-    return function
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, filling) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return self.hash
 
 
 def apply(x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target) -> QTensor:
@@ -143,80 +157,102 @@ def _quantize(
         q[i] = quantize(real[i], inverse, zero_point, low, high, rule)
 
 
-Loop = Callable[[Array, Array], None]
-
-
-class _Loops(NamedTuple):
+class _Loops:
     """The compiled body and tail for one set of parameters: from integers, into integers."""
 
-    body: Loop
-    tail: Loop
+    def __init__(
+        self,
+        formula: Formula,
+        dtype: DType,
+        scales: tuple[float, float],
+        zero_points: tuple[int, int],
+        target: Target,
+    ) -> None:
+        self.formula, self.dtype, self.target = formula, dtype, target
+        self.scales, self.zero_points = scales, zero_points
 
+    def body(self, q: Array, into: Array) -> None:
+        """Compute what torch's vector loop does."""
+        if self.dtype != qint32:
+            look_up(q, self._body_table, into)
+        else:
+            self._body(q, into)
 
-def _loops(x: QTensor, qparams: QParams, formula: Formula, target: Target) -> _Loops:
-    dtype = x.dtype
-    (s, z), (scale, zero_point) = x.type.per_tensor(), _pair(qparams)
+    def tail(self, q: Array, into: Array) -> None:
+        """Compute what torch's scalar loop does."""
+        if self.dtype != qint32:
+            look_up(q, self._tail_table, into)
+        else:
+            self._tail(q, into)
 
-    def run(q: Array, into: Array, fused: bool, function: Function, rule: int) -> None:
+    def _body(self, q: Array, into: Array) -> None:
+        fused = self.formula.fused_input and self.target.fused_multiply_add
+        rule = body_rule(self.dtype, self.target)
+        self._run(q, into, fused, self.formula.in_body(self.target), rule)
+
+    def _tail(self, q: Array, into: Array) -> None:
+        self._run(q, into, False, self.formula.tail, BEFORE)
+
+    def _run(self, q: Array, into: Array, fused: bool, function: Function, rule: int) -> None:
         real = np.empty(q.size, np.float32)
-        _dequantize(q, np.float32(s), z, fused, real)
-        inverse = rounding.reciprocal(scale)
-        _quantize(function(real), inverse, zero_point, *dtype.limits, rule, into)
+        _dequantize(q, np.float32(self.scales[0]), self.zero_points[0], fused, real)
+        inverse = rounding.reciprocal(self.scales[1])
+        limits = self.dtype.limits
+        _quantize(function(real), inverse, self.zero_points[1], *limits, rule, into)
 
-    def body(q: Array, into: Array) -> None:
-        fused = formula.fused_input and target.fused_multiply_add
-        run(q, into, fused, formula.in_body(target), body_rule(dtype, target))
-
-    def tail(q: Array, into: Array) -> None:
-        run(q, into, False, formula.tail, BEFORE)
-
-    return _Loops(body, tail)
-
-
-def _tabulated(loops: _Loops, dtype: DType) -> _Loops:
-    """Evaluate the loops once for each of the 256 integers, then look up."""
-    every = np.arange(256, dtype=np.uint8).view(dtype.storage)
-
-    def looking_up(loop: Loop) -> Loop:
+    def _tabulated(self, loop: Callable[[Array, Array], None]) -> Array:
+        every = np.arange(256, dtype=np.uint8).view(self.dtype.storage)
         table = np.empty_like(every)
-        filled = False
+        loop(every, table)
+        return table
 
-        def look_up_all(q: Array, into: Array) -> None:
-            nonlocal filled
-            if not filled and q.size:
-                loop(every, table)
-                filled = True
-            look_up(q, table, into)
+    @cached_property
+    def _body_table(self) -> Array:
+        return self._tabulated(self._body)
 
-        return look_up_all
+    @cached_property
+    def _tail_table(self) -> Array:
+        return self._tabulated(self._tail)
 
-    return _Loops(looking_up(loops.body), looking_up(loops.tail))
+
+_loops = lru_cache(maxsize=1024)(_Loops)
 
 
 def apply_compiled(
-    x: QTensor, out: Array, qparams: QParams, formula: Formula, target: Target
+    x: QTensor, out: Array | None, qparams: QParams, formula: Formula, target: Target
 ) -> QTensor:
-    """Evaluate a formula of compiled functions; 8-bit values by tables of 256 entries."""
-    q, dtype = _operand(x, formula), x.dtype
-    loops = _loops(x, qparams, formula, target)
-    if dtype != qint32:
-        loops = _tabulated(loops, dtype)
-    width = vector_width(dtype)
-    if (target.engine, dtype) in formula.all_tail:
-        out[...] = _through(loops.tail, q.reshape(-1)).reshape(q.shape)
-    elif same_memory(out, q):
-        flat, into = memory_order(q), memory_order(out)
-        for start, middle, end in chunks(q.size, target, width):
-            loops.body(flat[start:middle], into[start:middle])
-            loops.tail(flat[middle:end], into[middle:end])
+    """Evaluate a formula of compiled functions; 8-bit values by tables of 256 entries.
+
+    Without ``out`` the result has the memory format of the input.
+    """
+    dtype, (scale, zero_point) = x.dtype, _pair(qparams)
+    scales, zero_points = (float(x.scale), scale), (int(x.zero_point), zero_point)
+    loops = _loops(formula, dtype, scales, zero_points, target)
+    all_tail = (target.engine, dtype) in formula.all_tail
+    dense = flat_pair(x.int_repr, x.int_repr) if out is None and not all_tail else None
+    if dense is not None:
+        flat, _, into, out = dense
     else:
-        mask = body_mask(out, [q], target, width)
-        out[mask] = _through(loops.body, q[mask])
-        out[~mask] = _through(loops.tail, q[~mask])
-    return QTensor(out, *_pair(qparams), None, dtype)
+        q = _operand(x, formula)
+        out = suggested_output(x) if out is None else out
+        if all_tail:
+            out[...] = _through(loops.tail, q.reshape(-1)).reshape(q.shape)
+            return QTensor.unchecked(out, scale, zero_point, dtype)
+        if not same_memory(out, q):
+            mask = body_mask(out, [q], target, vector_width(dtype))
+            out[mask] = _through(loops.body, q[mask])
+            out[~mask] = _through(loops.tail, q[~mask])
+            return QTensor.unchecked(out, scale, zero_point, dtype)
+        flat, into = memory_order(q), memory_order(out)
+    for start, middle, end in chunks(flat.size, target, vector_width(dtype)):
+        if middle > start:
+            loops.body(flat[start:middle], into[start:middle])
+        if end > middle:
+            loops.tail(flat[middle:end], into[middle:end])
+    return QTensor.unchecked(out, scale, zero_point, dtype)
 
 
-def _through(loop: Loop, q: Array) -> Array:
+def _through(loop: Callable[[Array, Array], None], q: Array) -> Array:
     """Return what a loop makes of some integers."""
     contiguous = np.ascontiguousarray(q)
     into = np.empty_like(contiguous)

@@ -13,7 +13,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.types import TensorType, float32, qint8, qint32, quint4x2, quint8
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import channel_nest, empty_suggested, memory_order, suggested
+from refquant.kernels.layout import channel_nest, empty_suggested, flat, suggested
 from refquant.kernels.rounding_jit import dequantize_plain
 
 Array = npt.NDArray[Any]
@@ -71,9 +71,10 @@ def infer(x: TensorType) -> TensorType:
 
 
 @jit
-def _per_tensor(q: Any, scale: np.float32, zero_point: int, out: F32) -> None:
+def _per_tensor(q: Any, scale: float, zero_point: int, out: F32) -> None:
+    s = np.float32(scale)
     for i in range(q.size):
-        out[i] = dequantize_plain(q[i], scale, zero_point)
+        out[i] = dequantize_plain(q[i], s, zero_point)
 
 
 @jit
@@ -119,13 +120,13 @@ def kernel(x: QTensor | Array) -> F32:
     """Compute :func:`reference` in one compiled pass over the memory."""
     if not isinstance(x, QTensor):
         return reference(x)
+    if x.axis is None:
+        values, into, out = flat(x.int_repr, np.float32)
+        _per_tensor(values, float(x.scale), int(x.zero_point), into)
+        return out
     q = suggested(x.int_repr)
     out = empty_suggested(q, np.float32)
-    if x.axis is None:
-        with np.errstate(over="ignore"):
-            scale = np.float32(x.scale)
-        _per_tensor(memory_order(q), scale, int(x.zero_point), memory_order(out))
-    elif q.size:
+    if q.size:
         nest = channel_nest(q, x.axis)
         loops, *parameters = _per_channel(x)
         loops[nest.columns](nest.view(q), *map(nest.spread, parameters), nest.view(out))

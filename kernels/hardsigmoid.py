@@ -94,7 +94,7 @@ def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     """Compute :func:`reference` by tables."""
     if not isinstance(self, QTensor):
         return reference(self)
-    return apply_compiled(self, suggested_output(self), OUTPUT[self.dtype], COMPILED, target)
+    return apply_compiled(self, None, OUTPUT[self.dtype], COMPILED, target)
 
 
 OPS = (

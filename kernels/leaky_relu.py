@@ -181,7 +181,7 @@ def kernel(
     if not isinstance(self, QTensor):
         return reference(self, negative_slope, target)
     formula = _compiled(negative_slope)
-    return apply_compiled(self, suggested_output(self), self.qparams, formula, target)
+    return apply_compiled(self, None, self.qparams, formula, target)
 
 
 def kernel_quantized(
@@ -194,7 +194,7 @@ def kernel_quantized(
 ) -> QTensor:
     """Compute :func:`reference_quantized` by tables."""
     qparams = QParams(float(output_scale), int(output_zero_point))
-    return apply_compiled(qx, suggested_output(qx), qparams, _compiled(negative_slope), target)
+    return apply_compiled(qx, None, qparams, _compiled(negative_slope), target)
 
 
 def kernel_out(

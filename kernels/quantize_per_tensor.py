@@ -26,12 +26,11 @@ from refquant.ir.types import (
 from refquant.kernels import rounding
 from refquant.kernels.fake_quantize_per_tensor import one_number, whole_number
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import flat, suggested
 from refquant.kernels.rounding_jit import narrow_fused, nibble_after, wide_before
 
 F32 = npt.NDArray[np.float32]
 ACCEPTED = (quint8, qint8, qint32, quint4x2)
-_LIMITS = {d: (np.float32(d.limits[0]), np.float32(d.limits[1])) for d in (quint8, qint8)}
 
 
 def reference(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
@@ -117,11 +116,11 @@ def _check_zero_point(zero_point: int, dtype: DType) -> None:
 
 
 @jit
-def _fill_fused(
-    x: F32, inverse: np.float32, zero_point: np.float32, low: np.float32, high: np.float32, q: Any
-) -> None:
+def _fill_fused(x: F32, inverse: float, zero_point: int, low: int, high: int, q: Any) -> None:
+    m, z = np.float32(inverse), np.float32(zero_point)
+    least, most = np.float32(low), np.float32(high)
     for i in range(x.size):
-        q[i] = narrow_fused(x[i], inverse, zero_point, low, high)
+        q[i] = narrow_fused(x[i], m, z, least, most)
 
 
 @jit
@@ -138,16 +137,14 @@ def _fill_nibbles(x: F32, inverse: np.float32, zero_point: np.float32, q: Any) -
 
 def kernel(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
     """Compute :func:`reference` in one compiled pass over the memory."""
-    x = suggested(x)
-    q = empty_suggested(x, dtype.storage)
-    values, into, z = memory_order(x), memory_order(q), np.float32(zero_point)
+    values, into, q = flat(x, dtype.storage)
     inverse = _inverse(scale, dtype)
     if dtype == qint32:
-        _fill_before(values, inverse, z, into)
+        _fill_before(values, inverse, np.float32(zero_point), into)
     elif dtype == quint4x2:
-        _fill_nibbles(values, inverse, z, into)
+        _fill_nibbles(values, inverse, np.float32(zero_point), into)
     else:
-        _fill_fused(values, inverse, z, *_LIMITS[dtype], into)
+        _fill_fused(values, float(inverse), zero_point, *dtype.limits, into)
     return QTensor(q, scale, zero_point, None, dtype)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +13,21 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import Shape, TensorType, format_shape, qint8, qint32, quint8
+from refquant.ir.types import DType, Shape, TensorType, format_shape, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import (
-    channels_last,
+    empty_aligned,
     empty_channels_last,
     is_channels_last,
     is_contiguous_channels_last,
 )
+from refquant.kernels.lookup import look_up_rows
 from refquant.kernels.pointwise import body_rule, dequantize_body, quantize_body
 from refquant.kernels.rounding_jit import (
-    AFTER,
     BEFORE,
     FUSED,
     dequantize,
-    dequantize_fused,
-    narrow_after,
-    narrow_fused,
     quantize,
 )
 
@@ -221,39 +220,6 @@ def _fill(
 
 
 @jit
-def _fill_8bit(
-    x: Any,
-    scale: np.float32,
-    zero_point: Any,
-    inverse: np.float32,
-    to: Any,
-    floor: int,
-    high: int,
-    fused: bool,
-    begin: int,
-    end: int,
-    out: Any,
-    column: int,
-) -> None:
-    """Fill an 8-bit input of ordinary scale by a vectorising rule: fused and AFTER, or FUSED."""
-    offset = np.float32(-scale * np.float32(zero_point))
-    for i in range(x.shape[0]):
-        row = x[i, begin:end]
-        place = out[i, column + begin : column + end]
-        if fused:
-            least, most = np.float32(floor - to), np.float32(high - to)
-            for j in range(row.size):
-                real = dequantize_fused(row[j], scale, offset)
-                place[j] = narrow_after(real, inverse, to, least, most)
-        else:
-            least, most = np.float32(floor), np.float32(high)
-            for j in range(row.size):
-                difference = np.int32(row[j]) - np.int32(zero_point)
-                real = np.float32(np.float32(difference) * scale)
-                place[j] = narrow_fused(real, inverse, np.float32(to), least, most)
-
-
-@jit
 def _copy(x: Any, floor: int, out: Any, column: int) -> None:
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
@@ -282,6 +248,92 @@ def kernel_relu(
     return _run(tensors, dim, scale, zero_point, target, relu=True)
 
 
+class _Layout(NamedTuple):
+    """How inputs of some shapes and strides lie in the result.
+
+    Parameters
+    ----------
+    nhwc : bool
+        Whether torch takes its channels-last kernel.
+    last : bool
+        Whether the result has its channels last in memory.
+    rows : int
+        How many rows of the result's memory hold a row of each input.
+    widths : tuple of int
+        Elements that each input has in a row.
+    direct : tuple of bool
+        Which inputs lie in memory like the result.
+    shape, strides : tuple of int
+        Of the result.
+    """
+
+    nhwc: bool
+    last: bool
+    rows: int
+    widths: tuple[int, ...]
+    direct: tuple[bool, ...]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    formats: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], dtype: DType, dim: int
+) -> _Layout:
+    arrays = [
+        np.lib.stride_tricks.as_strided(np.empty(1, dtype.storage), *part) for part in formats
+    ]
+    tensors = tuple(QTensor(array, 1.0, 0, None, dtype) for array in arrays)
+    nhwc = _is_nhwc(tensors, dim)
+    out = _empty_result(tensors, dim)
+    last = nhwc or not out.flags.c_contiguous  # of one channel it is both
+    axis = dim % out.ndim
+    place = (out.ndim - 1 if axis == 1 else axis - (axis > 1)) if last else axis
+    memory = np.moveaxis(out, 1, -1) if last else out
+    rows = prod(memory.shape[:place])
+    widths = tuple(x.size // rows if rows else 0 for x in arrays)
+    direct = tuple(
+        (np.moveaxis(x, 1, -1) if last else x).flags.c_contiguous and x.size > 0 for x in arrays
+    )
+    return _Layout(nhwc, last, rows, widths, direct, out.shape, out.strides)
+
+
+def _in_memory_order(x: Array, last: bool) -> Array:
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1) if last else x).reshape(-1)
+
+
+class _Parameters(NamedTuple):
+    """What turns the integers of an input into those of the result."""
+
+    scale: float
+    zero_point: int
+    to_scale: float
+    to_zero_point: int
+    dtype: DType
+    relu: bool
+
+    def fill(self, x: Array, out: Array, column: int, how: tuple[bool, int] | None) -> None:
+        """Requantize rows by a rule, or copy them."""
+        low, high = self.dtype.limits
+        floor = self.to_zero_point if self.relu else low
+        if how is None:
+            _copy(x, floor, out, column)
+            return
+        inverse = rounding.reciprocal(self.to_scale)
+        common = (np.float32(self.scale), self.zero_point, inverse, self.to_zero_point)
+        _fill(x, *common, floor, high, *how, 0, x.shape[1], out, column)
+
+
+@lru_cache(maxsize=1024)
+def _table(parameters: _Parameters, how: tuple[bool, int] | None) -> Array:
+    """Requantize each of the 256 integers."""
+    every = np.arange(256, dtype=np.uint8).view(parameters.dtype.storage)
+    table = np.empty((1, 256), every.dtype)
+    parameters.fill(every[None], table, 0, how)
+    entries: Array = table[0]
+    return entries
+
+
 def _run(
     tensors: tuple[QTensor, ...],
     dim: int,
@@ -294,41 +346,36 @@ def _run(
     dtype = tensors[0].dtype
     s = float(tensors[0].scale if scale is None else scale)
     z = int(tensors[0].zero_point if zero_point is None else zero_point)
-    low, high = dtype.limits
-    floor = z if relu else low
-    nhwc = _is_nhwc(tensors, dim)
-    out = _empty_result(tensors, dim)
-    last = nhwc or not out.flags.c_contiguous  # of one channel it is both
-    axis = dim % out.ndim
-    place = (out.ndim - 1 if axis == 1 else axis - (axis > 1)) if last else axis
-    memory = np.moveaxis(out, 1, -1) if last else out
-    rows = int(np.prod(memory.shape[:place]))
-    into = memory.reshape(rows, -1) if out.size else out.reshape(1, -1)
+    formats = tuple((x.int_repr.shape, x.int_repr.strides) for x in tensors)
+    layout = _layout(formats, dtype, dim)
+    pitch = sum(layout.widths)
+    into = empty_aligned((layout.rows * pitch,), dtype.storage)
+    out = np.ndarray(layout.shape, dtype.storage, into, 0, layout.strides)
     column = 0
-    for x in tensors:
-        q = x.int_repr
-        ordered = np.moveaxis(channels_last(q), 1, -1) if last else np.ascontiguousarray(q)
-        if not q.size:
+    for x, width, direct in zip(tensors, layout.widths, layout.direct, strict=True):
+        if not width:
             continue
-        flat = ordered.reshape(rows, -1)
-        width = flat.shape[1]
-        if nhwc and (float(x.scale), int(x.zero_point)) == (s, z):
-            _copy(flat, floor, into, column)
-        else:
-            body = width // VECTOR_WIDTH * VECTOR_WIDTH if nhwc else 0
-            rest = BEFORE if nhwc or dtype == qint32 else FUSED
-            inverse = rounding.reciprocal(s)
-            common = (np.float32(x.scale), int(x.zero_point), inverse, z, floor, high)
-            ordinary = dtype != qint32 and rounding.is_ordinary(np.float32(x.scale), inverse)
+        flat = x.int_repr.ravel("K") if direct else _in_memory_order(x.int_repr, layout.last)
+        parameters = _Parameters(float(x.scale), int(x.zero_point), s, z, dtype, relu)
+        body = width // VECTOR_WIDTH * VECTOR_WIDTH if layout.nhwc else 0
+        body_is: tuple[bool, int] | None = None
+        rest: tuple[bool, int] | None = None
+        if not layout.nhwc or parameters[:2] != (s, z):
             body_is = (target.fused_multiply_add, body_rule(dtype, target))
-            parts = (((0, body), body_is), ((body, width), (False, rest)))
-            for bounds, how in parts:
-                if ordinary and how in ((True, AFTER), (False, FUSED)):
-                    _fill_8bit(flat, *common, how[0], *bounds, into, column)
-                else:
-                    _fill(flat, *common, *how, *bounds, into, column)
+            rest = (False, BEFORE if layout.nhwc or dtype == qint32 else FUSED)
+        for begin, end, how in ((0, body, body_is), (body, width, rest)):
+            if begin == end:
+                continue
+            if dtype == qint32:
+                part = flat.reshape(layout.rows, width)[:, begin:end]
+                parameters.fill(part, into.reshape(layout.rows, pitch), column + begin, how)
+            else:
+                look_up_rows(
+                    *(flat, begin, width, _table(parameters, how), layout.rows, end - begin),
+                    *(into, column + begin, pitch),
+                )
         column += width
-    return QTensor(out, s, z, None, dtype)
+    return QTensor.unchecked(out, s, z, dtype)
 
 
 def _u8(*values: int, scale: float = 1.0, zero_point: int = 0) -> QTensor:

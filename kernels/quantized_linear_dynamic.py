@@ -150,7 +150,8 @@ def kernel(
         constants = form.constants(scale, weight.scale, 1.0, bias, channels)
         y[...] = form.finish(linear_sums(q, packed, sums_of(q, target)), constants)
         return y
-    lanes = packed.lanes(form.constants, q, 1.0, None if form.rounds_each else bias)
+    addend = None if form.rounds_each else bias
+    lanes = packed.lanes_of_any_input(form.constants, scale, int(q.zero_point), addend)
     matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, "real", requantize.UNREAD, y)
     if form.rounds_each:
         factor = form.constants(scale, weight.scale, 1.0, bias, channels).factor

@@ -168,7 +168,7 @@ def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
         return reference(self, target)
     qparams = OUTPUT[self.dtype]
     formula = _of(COMPILED, _COMPILED_TABLE, self, qparams, target)
-    return apply_compiled(self, suggested_output(self), qparams, formula, target)
+    return apply_compiled(self, None, qparams, formula, target)
 
 
 def kernel_quantized(
@@ -177,7 +177,7 @@ def kernel_quantized(
     """Compute :func:`reference_quantized` by tables."""
     qparams = QParams(float(output_scale), int(output_zero_point))
     formula = _of(COMPILED, _COMPILED_TABLE, qx, qparams, target)
-    return apply_compiled(qx, suggested_output(qx), qparams, formula, target)
+    return apply_compiled(qx, None, qparams, formula, target)
 
 
 _SOURCE = (

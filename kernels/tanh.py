@@ -103,7 +103,7 @@ def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
         out = empty_sorted(self.shape, [self], np.float32)
         out[...] = tanh_float.kernel(self)
         return out
-    return apply_compiled(self, suggested_output(self), OUTPUT[self.dtype], COMPILED, target)
+    return apply_compiled(self, None, OUTPUT[self.dtype], COMPILED, target)
 
 
 OPS = (

@@ -92,7 +92,7 @@ def kernel(
     if not isinstance(self, QTensor):
         return reference(self, threshold, value, target)
     formula = Formula.everywhere(filling(_fill, np.float32(threshold), np.float32(value)))
-    return apply_compiled(self, suggested_output(self), self.qparams, formula, target)
+    return apply_compiled(self, None, self.qparams, formula, target)
 
 
 OPS = (

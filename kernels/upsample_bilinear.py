@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from refquant.kernels.resample import (
     output_lengths,
     takes_float_vectors,
 )
-from refquant.kernels.rounding_jit import quantize_before
+from refquant.kernels.rounding_jit import narrow_before, quantize_before
 from refquant.kernels.windows import (
     as_volume,
     from_volume,
@@ -54,21 +55,14 @@ def _neighbours(
     ]
 
 
-def _quantized_neighbours(
-    x: QTensor,
-    output_size: Sizes,
-    align_corners: bool,
-    scale_factors: Factors,
-    target: Target,
-) -> tuple[Neighbours, Neighbours, bool]:
-    """Return rows, columns and whether products are fused; C order copies where the size stays."""
+def _kind(
+    x: QTensor, output_size: Sizes, scale_factors: Factors, target: Target
+) -> tuple[bool, bool]:
+    """Whether products are fused, and whether pixels are copied: C order where the size stays."""
     nhwc = is_pooled_channels_last(x.int_repr, 2)
-    fused = nhwc and target.fused_multiply_add
     lengths = x.shape[2:]
     copies = not nhwc and output_lengths(lengths, output_size, scale_factors) == list(lengths)
-    arguments = (x.shape, output_size, align_corners, scale_factors)
-    h, w = _neighbours(*arguments, fused=fused, vectors=copies)
-    return h, w, fused
+    return nhwc and target.fused_multiply_add, copies
 
 
 def _corners(x: Array, h: Neighbours, w: Neighbours) -> list[Array]:
@@ -169,7 +163,8 @@ def reference(
         out[...] = y
         return out
     x, zero_point = input.int_repr.astype(np.float32), int(input.zero_point)
-    h, w, fused = _quantized_neighbours(input, output_size, align_corners, scale_factors, target)
+    fused, copies = _kind(input, output_size, scale_factors, target)
+    h, w = _neighbours(*arguments, fused=fused, vectors=copies)
     if fused:
         in_vectors = np.arange(x.shape[1]) < _vector_channels(input)
         body, tail = _second_fused(x, h, w), _first_fused(x, h, w)
@@ -204,6 +199,43 @@ def _blend(u: np.float32, a: np.float32, v: np.float32, b: np.float32, fuse: int
 
 
 @jit
+def _blend_rows(
+    x: Any, columns: Any, weights: F32, fused: bool, vector_channels: int, line: F32
+) -> None:
+    """Blend the pixels of a row along the width."""
+    channels = x.shape[1]
+    for j in range(columns.shape[1]):
+        first, second = x[columns[0, j]], x[columns[1, j]]
+        u, v = weights[0, j], weights[1, j]
+        place = line[j * channels : (j + 1) * channels]
+        body = vector_channels if fused else 0
+        for c in range(body):
+            place[c] = _blend(u, np.float32(first[c]), v, np.float32(second[c]), 2)
+        first, second, place = first[body:], second[body:], place[body:]
+        if fused:
+            for c in range(place.size):
+                place[c] = _blend(u, np.float32(first[c]), v, np.float32(second[c]), 1)
+        else:
+            for c in range(place.size):
+                place[c] = _blend(u, np.float32(first[c]), v, np.float32(second[c]), 0)
+
+
+@jit
+def _round(
+    top: F32, bottom: F32, u: np.float32, v: np.float32, fuse: int, limits: Any, y: Any
+) -> None:
+    """Blend along the height and round; 8-bit values by a loop that vectorises."""
+    z, one = np.float32(limits[0]), np.float32(1)
+    least, most = np.float32(limits[1]), np.float32(limits[2])
+    for c in range(y.size):
+        centred = np.float32(_blend(u, top[c], v, bottom[c], fuse) - z)
+        if y.itemsize == 1:
+            y[c] = narrow_before(centred, one, z, least, most)
+        else:
+            y[c] = quantize_before(centred, one, limits[0], limits[1], limits[2])
+
+
+@jit
 def _fill(
     x: Any,
     rows: Any,
@@ -217,24 +249,59 @@ def _fill(
     high: int,
     y: Any,
 ) -> None:
-    channels = x.shape[3]
-    one = np.float32(1)
+    channels, width = x.shape[3], y.shape[2] * x.shape[3]
+    limits = (zero_point, low, high)
+    lines = np.empty((2, width), np.float32)
+    held = np.empty(2, np.int64)  # the rows whose blends are in the lines
     for n in range(y.shape[0]):
+        held[:] = -1
         for i in range(y.shape[1]):
-            for j in range(y.shape[2]):
-                for c in range(channels):
-                    fuse = 0
-                    if fused:
-                        fuse = 2 if c < vector_channels else 1
-                    a = np.float32(x[n, rows[0, i], columns[0, j], c])
-                    b = np.float32(x[n, rows[0, i], columns[1, j], c])
-                    top = _blend(column_weights[0, j], a, column_weights[1, j], b, fuse)
-                    a = np.float32(x[n, rows[1, i], columns[0, j], c])
-                    b = np.float32(x[n, rows[1, i], columns[1, j], c])
-                    bottom = _blend(column_weights[0, j], a, column_weights[1, j], b, fuse)
-                    value = _blend(row_weights[0, i], top, row_weights[1, i], bottom, fuse)
-                    centred = np.float32(value - np.float32(zero_point))
-                    y[n, i, j, c] = quantize_before(centred, one, zero_point, low, high)
+            upper, lower = rows[0, i], rows[1, i]
+            for row, other in ((upper, lower), (lower, upper)):
+                if held[0] != row and held[1] != row:
+                    k = 1 if held[0] == other else 0
+                    _blend_rows(
+                        x[n, row], columns, column_weights, fused, vector_channels, lines[k]
+                    )
+                    held[k] = row
+            top = lines[0] if held[0] == upper else lines[1]
+            bottom = lines[0] if held[0] == lower else lines[1]
+            u, v = row_weights[0, i], row_weights[1, i]
+            into = y[n, i].reshape(width)
+            if not fused:
+                _round(top, bottom, u, v, 0, limits, into)
+            elif vector_channels == channels:
+                _round(top, bottom, u, v, 2, limits, into)
+            else:
+                for first in range(0, width, channels):
+                    middle, last = first + vector_channels, first + channels
+                    one, two = slice(first, middle), slice(middle, last)
+                    _round(top[one], bottom[one], u, v, 2, limits, into[one])
+                    _round(top[two], bottom[two], u, v, 1, limits, into[two])
+
+
+class _Places(NamedTuple):
+    """Neighbours and weights as the compiled loop takes them."""
+
+    rows: Array
+    row_weights: F32
+    columns: Array
+    column_weights: F32
+
+
+@lru_cache(maxsize=1024)
+def _places(
+    shape: tuple[int, ...],
+    output_size: Sizes,
+    align_corners: bool,
+    scale_factors: Factors,
+    fused: bool,
+    copies: bool,
+) -> _Places:
+    h, w = _neighbours(
+        shape, output_size, align_corners, scale_factors, fused=fused, vectors=copies
+    )
+    return _Places(np.stack(h[:2]), np.stack(h[2:]), np.stack(w[:2]), np.stack(w[2:]))
 
 
 def kernel(
@@ -248,21 +315,16 @@ def kernel(
     if not isinstance(input, QTensor):
         return reference(input, output_size, align_corners, scale_factors, target)
     x = input.int_repr
-    h, w, fused = _quantized_neighbours(input, output_size, align_corners, scale_factors, target)
+    size = None if output_size is None else tuple(output_size)
+    factors = None if scale_factors is None else tuple(scale_factors)
+    fused, copies = _kind(input, size, factors, target)
+    places = _places(x.shape, size, align_corners, factors, fused, copies)
     volume = as_volume(x, 2)
-    lengths = (len(h.first), len(w.first))
+    lengths = (places.rows.shape[1], places.columns.shape[1])
     y = np.empty((volume.shape[0], *lengths, volume.shape[4]), x.dtype)
     _fill(
-        volume[:, 0],
-        np.stack(h[:2]),
-        np.stack(h[2:]),
-        np.stack(w[:2]),
-        np.stack(w[2:]),
-        fused,
-        _vector_channels(input),
-        int(input.zero_point),
-        *input.dtype.limits,
-        y,
+        *(volume[:, 0], *places, fused, _vector_channels(input)),
+        *(int(input.zero_point), *input.dtype.limits, y),
     )
     return input.with_int_repr(from_volume(y, lengths, x, 2))
 
