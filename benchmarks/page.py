@@ -243,7 +243,7 @@ def page(found: dict[str, Any]) -> str:
         body = [
             [start.what, f"{start.seconds:.2f} s"] for start in map(Start._make, found["startup"])
         ]
-        parts += ["## Start-up\n", table(["fresh process", "fastest"], body)]
+        parts += ["## Start-up\n", table(["fresh process", "fastest", "CPU time in it"], body)]
     if found["memory"]:
         rows_of_memory = memory.rows(memory.Memory(*found["memory"]))
         parts += ["## Memory of ResNet-50\n", table(["", "", "target"], rows_of_memory)]
