@@ -39,6 +39,19 @@ def imported(model: nn.Module, inputs: tuple[torch.Tensor, ...], engine: str) ->
     return from_fx(model, inputs, target=target)  # type: ignore[no-any-return]
 
 
+def macs_of(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> int:
+    """Return the products of bytes in one run, the textbook ones."""
+    total = 0
+    values = graph.run(*(x.numpy() for x in inputs), record=True).values
+    for node in graph.nodes:
+        if node.op.startswith(("quantized::conv", "quantized::linear")):
+            weight = node.inputs[1]
+            assert weight is not None
+            shape = graph.parameter(weight.name).shape
+            total += int(np.prod(values[node.name].shape)) * int(np.prod(shape[1:]))
+    return total
+
+
 def against_torch(name: str, made: Made, engine: str, *, exact: bool = True) -> Pair:
     """Return a network that torch quantized for an engine."""
     model, inputs = made
@@ -46,7 +59,13 @@ def against_torch(name: str, made: Made, engine: str, *, exact: bool = True) -> 
     x = inputs[0].numpy()
     torch.backends.quantized.engine = engine
     return Pair(
-        name, lambda: graph(x), lambda: model(inputs[0]), WANTED.get(engine), engine, exact
+        name,
+        lambda: graph(x),
+        lambda: model(inputs[0]),
+        WANTED.get(engine),
+        engine,
+        exact,
+        macs=macs_of(graph, inputs),
     )
 
 
@@ -57,7 +76,16 @@ def _against_onnxruntime(name: str, made: Made, threads: int) -> Pair:
     x, entry = inputs[0].numpy(), runs.get_inputs()[0].name
     theirs: Callable[[], Any] = lambda: runs.run(None, {entry: x})  # noqa: E731
     note = _difference(graph, graph(x), theirs()[0])
-    return Pair(name, lambda: graph(x), theirs, WANTED["onnxruntime"], "onnxruntime", False, note)
+    return Pair(
+        name,
+        lambda: graph(x),
+        theirs,
+        WANTED["onnxruntime"],
+        "onnxruntime",
+        False,
+        note,
+        macs_of(graph, inputs),
+    )
 
 
 def _difference(graph: Graph, ours: Any, theirs: Any) -> str:

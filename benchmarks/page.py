@@ -11,10 +11,11 @@ from typing import Any
 
 import limits
 import memory
-from results import Result, geometric_mean
+from results import Result, geometric_mean, peak_rate
 from startup import Start
 
 PACKAGES = ("refquant", "numpy", "numba", "llvmlite", "torch", "onnxruntime", "onnx")
+OF_PEAK = ("networks", "products", "batch", "size")
 MANY = 12  # missed targets of a kind beyond which only the worst is listed
 ORDER = ("fbgemm", "onednn", "x86", "qnnpack", "float32", "onnxruntime")
 TITLES = {
@@ -85,8 +86,11 @@ def _ratio(row: Result | None) -> str:
     return f"**{text}**" if row.missed else text
 
 
-def matrix(results: list[Result], threads: int) -> str:
-    """Return names by others; a missed target is bold."""
+def matrix(results: list[Result], threads: int, peak: float) -> str:
+    """Return names by others; a missed target is bold.
+
+    ``peak`` is the products a second that are possible; 0 leaves the fraction out.
+    """
     rows = [row for row in results if row.threads == threads]
     names = list(dict.fromkeys(row.name for row in rows))
     columns = [other for other in ORDER if any(row.other == other for row in rows)]
@@ -96,11 +100,15 @@ def matrix(results: list[Result], threads: int) -> str:
     for name in names:
         ours = min(row.ours for row in rows if row.name == name)
         cells = [_ratio(found.get((name, other))) for other in columns]
-        body.append([name, _time(ours), *cells])
+        macs = max(row.macs for row in rows if row.name == name)
+        reached = [f"{macs / ours / peak / threads:.0%}" if macs else ""] if peak else []
+        body.append([name, _time(ours), *reached, *cells])
     means = [
         f"{geometric_mean([row for row in rows if row.other == other]):.2f}" for other in columns
     ]
-    return table(["", "refquant", *columns], [*body, ["geometric mean", "", *means]])
+    more = ["of peak"] * bool(peak)
+    last = ["geometric mean", "", *[""] * bool(peak), *means]
+    return table(["", "refquant", *more, *columns], [*body, last])
 
 
 def scaling(results: list[Result]) -> str:
@@ -174,6 +182,7 @@ def goals(found: dict[str, Any], results: list[Result]) -> str:
 def _missed(results: list[Result]) -> str:
     """Return a row for each missed target, or one for many of a kind."""
     kinds: dict[tuple[str, str], list[Result]] = {}
+    peak = peak_rate(results)
     for row in results:
         if row.missed:
             kinds.setdefault((row.section, row.other), []).append(row)
@@ -182,17 +191,39 @@ def _missed(results: list[Result]) -> str:
         rows.sort(key=lambda row: row.ratio)
         for row in rows if len(rows) <= MANY else rows[:1]:
             name = row.name if len(rows) <= MANY else f"{len(rows)} shapes; worst {row.name}"
-            why = limits.reason_of(row.section, row.other, row.name)
             short = f"{1 - row.ratio / (row.wanted or 1):.0%}"
-            body.append([name, row.other, f"{row.wanted:g}", f"{row.ratio:.2f}", short, why])
-    head = ["", "other", "wanted", "reached", "short by", "what limits it"]
+            cells = [name, row.other, f"{row.wanted:g}", f"{row.ratio:.2f}", short]
+            why = limits.reason_of(row.section, row.other, row.name)
+            beyond = sum(_bound(each, peak) < (each.wanted or 0) for each in rows)
+            if len(rows) > MANY and beyond:
+                why = f"{beyond} are beyond the peak. {why}".strip()
+            body.append([*cells, _bounded(row, peak), why])
+    head = ["", "other", "wanted", "reached", "short by", "the peak allows", "what limits it"]
     return table(head, body) if body else "None.\n"
+
+
+def _bound(row: Result, peak: float) -> float:
+    """Return the ratio of an operator that does nothing but its products, at the peak."""
+    if not (peak and row.macs) or row.other == "peak":
+        return float("inf")
+    return row.theirs / (row.macs / peak)
+
+
+def _bounded(row: Result, peak: float) -> str:
+    bound = _bound(row, peak)
+    return "" if bound == float("inf") else f"{bound:.2f}"
 
 
 def page(found: dict[str, Any]) -> str:
     """Return the page."""
     results = [Result._make(row) for row in found["results"]]
     parts = [INTRO, table(["", ""], [[k, v] for k, v in found["machine"].items()])]
+    peak = peak_rate(results)
+    if peak:
+        parts.append(
+            f"A loop of int8 products in registers does {peak / 1e9:.0f} GMAC/s on one thread: "
+            "the peak.\n"
+        )
     checked = [row for row in results if row.equal is not None]
     unequal = sum(row.equal is False for row in checked)
     parts.append(
@@ -204,7 +235,7 @@ def page(found: dict[str, Any]) -> str:
         rows = [row for row in results if row.section == section]
         for threads in sorted({row.threads for row in rows}):
             parts += [f"## {title}, {threads} thread{'s' * (threads > 1)}\n"]
-            parts.append(matrix(rows, threads))
+            parts.append(matrix(rows, threads, peak if section in OF_PEAK else 0.0))
         parts += [f"* {note}\n" for note in _notes(rows)]
         if section in ("networks", "products"):
             parts.append(scaling(rows))
@@ -212,7 +243,7 @@ def page(found: dict[str, Any]) -> str:
         body = [
             [start.what, f"{start.seconds:.2f} s"] for start in map(Start._make, found["startup"])
         ]
-        parts += ["## Start-up\n", table(["fresh process", "fastest"], body)]
+        parts += ["## Start-up\n", table(["fresh process", "fastest", "CPU time in it"], body)]
     if found["memory"]:
         rows_of_memory = memory.rows(memory.Memory(*found["memory"]))
         parts += ["## Memory of ResNet-50\n", table(["", "", "target"], rows_of_memory)]

@@ -20,7 +20,7 @@ class Pair(NamedTuple):
     """The same work by refquant and by another; both return what is compared.
 
     ``other`` says whose the second is; ``exact`` whether its bits are meant to be ours; ``wanted``
-    the ratio to reach; ``note`` what else is to be known.
+    the ratio to reach; ``note`` what else is to be known; ``macs`` products of bytes in it.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Pair(NamedTuple):
     other: str = "torch"
     exact: bool = True
     note: str = ""
+    macs: int = 0
 
 
 class Row(NamedTuple):

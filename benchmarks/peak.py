@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -17,7 +18,7 @@ import numba as nb
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
-from operators import CONVOLUTIONS, PRODUCTS, convolution, linear
+from operators import CONVOLUTIONS, DEPTHWISE, PRODUCTS, convolution, linear
 from pairs import Pair, report
 
 from refquant.kernels.dot import dot4
@@ -66,33 +67,40 @@ def loop_of(macs: int) -> int:
     return _loop(max(1, macs // MACS), 7)
 
 
-def _macs_of_convolution(geometry: tuple[int, ...]) -> int:
+def _of_convolution(geometry: tuple[int, ...]) -> tuple[int, int]:
+    """Return the products in a convolution, and in one of its sums."""
     inputs, outputs, size, stride, edge, groups, _ = geometry
-    return outputs * (-(-edge // stride)) ** 2 * inputs // groups * size * size
+    depth = inputs // groups * size * size
+    return outputs * (-(-edge // stride)) ** 2 * depth, depth
 
 
-def _depth_of_convolution(geometry: tuple[int, ...]) -> int:
-    inputs, _, size, _, _, groups, _ = geometry
-    return inputs // groups * size * size
-
-
-def _table() -> Iterator[tuple[Pair, int, int]]:
+def products() -> Iterator[tuple[Pair, int, int]]:
+    """Yield linears and convolutions with their products, and those in one of their sums."""
     for shape in PRODUCTS:
         yield linear("fbgemm", *shape), prod(shape), shape[1]
     for geometry in CONVOLUTIONS:
-        pair = convolution("fbgemm", *geometry)
-        yield pair, _macs_of_convolution(geometry), _depth_of_convolution(geometry)
+        yield convolution("fbgemm", *geometry), *_of_convolution(geometry)
+    for channels, size, stride, edge in DEPTHWISE:
+        geometry = (channels, channels, size, stride, edge, channels, 1)
+        yield convolution("fbgemm", *geometry), *_of_convolution(geometry)
+
+
+@cache
+def macs_by_name() -> dict[str, int]:
+    """Return the products in each linear and convolution."""
+    return {pair.name: macs for pair, macs, _ in products()}
 
 
 def against_peak() -> Iterator[Pair]:
     """Yield large dense operators of at least 256 products a sum, against the peak."""
-    for pair, macs, depth in _table():
+    for pair, macs, depth in products():
         if depth >= 256 and macs >= 10_000_000:
             yield pair._replace(
                 theirs=lambda macs=macs: loop_of(macs),
                 other="peak",
                 exact=False,
                 wanted=0.9,
+                macs=macs,
             )
 
 

@@ -101,6 +101,7 @@ def _wanted(section: str, pair: Pair) -> float | None:
 
 def run(section: Section, quick: bool) -> Iterator[Result]:
     """Measure a section."""
+    macs = peak.macs_by_name()
     for threads in section.threads[: 1 if quick else None]:
         set_threads(threads)
         names: Counter[str] = Counter()
@@ -126,6 +127,7 @@ def run(section: Section, quick: bool) -> Iterator[Result]:
                 row.median,
                 _wanted(section.name, pair) if threads == 1 else None,
                 pair.note,
+                pair.macs or macs.get(pair.name, 0),
             )
 
 

@@ -23,6 +23,7 @@ class Result(NamedTuple):
     median: float
     wanted: float | None
     note: str
+    macs: int = 0
 
     @property
     def ratio(self) -> float:
@@ -33,6 +34,12 @@ class Result(NamedTuple):
     def missed(self) -> bool:
         """Whether the wanted ratio was not reached."""
         return self.wanted is not None and self.ratio < self.wanted
+
+
+def peak_rate(results: Iterable[Result]) -> float:
+    """Return the products of bytes a second that the chip can do; 0 where it was not measured."""
+    rates = [row.macs / row.theirs for row in results if row.other == "peak"]
+    return float(np.median(rates)) if rates else 0.0
 
 
 def write_results(found: dict[str, Any], path: Path) -> None:

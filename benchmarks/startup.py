@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -33,22 +34,33 @@ refquant.load({path!r})(x)
 
 
 class Start(NamedTuple):
-    """Seconds from start to the end of a process, and how many are wanted at most."""
+    """Seconds from start to the end of a process, and how many are wanted at most.
+
+    ``cpu`` is the processor's time in it, which others on the machine do not lengthen.
+    """
 
     what: str
     seconds: float
+    cpu: float
     wanted: float
 
 
-def _seconds(command: list[str], cache: str, runs: int, *, cold: bool = False) -> float:
-    best = float("inf")
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _seconds(
+    command: list[str], cache: str, runs: int, *, cold: bool = False
+) -> tuple[float, float]:
+    times = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as empty:
             env = {**os.environ, "NUMBA_CACHE_DIR": empty if cold else cache}
-            start = time.perf_counter()
+            start, before = time.perf_counter(), _cpu()
             subprocess.run(command, check=True, env=env, capture_output=True)
-            best = min(best, time.perf_counter() - start)
-    return best
+            times.append((time.perf_counter() - start, _cpu() - before))
+    return min(times)
 
 
 def measure(runs: int = 5) -> Iterator[Start]:
@@ -63,17 +75,17 @@ def measure(runs: int = 5) -> Iterator[Start]:
         python = [sys.executable, "-c"]
         network, warmup = NETWORK.format(path=path), ["-m", "refquant", "warmup", path]
         empty = _seconds([*python, "import numpy"], folder, runs)
-        yield Start("import numpy, to compare with", empty, float("inf"))
-        yield Start("import refquant", _seconds([*python, "import refquant"], folder, runs), 0.6)
+        yield Start("import numpy, to compare with", *empty, float("inf"))
+        yield Start("import refquant", *_seconds([*python, "import refquant"], folder, runs), 0.6)
         cold = _seconds([*python, network], folder, 1 + runs // 3, cold=True)
-        yield Start("ResNet-18 to its first result, cold", cold, 10.0)
+        yield Start("ResNet-18 to its first result, cold", *cold, 10.0)
         _seconds([*python, network], folder, 1)
         warm = _seconds([*python, network], folder, runs)
-        yield Start("ResNet-18 to its first result, warm", warm, float("inf"))
+        yield Start("ResNet-18 to its first result, warm", *warm, float("inf"))
         _seconds([*python, CONVOLUTION], folder, 1)
-        yield Start("one conv2d, warm", _seconds([*python, CONVOLUTION], folder, runs), 1.5)
+        yield Start("one conv2d, warm", *_seconds([*python, CONVOLUTION], folder, runs), 1.5)
         again = _seconds([sys.executable, *warmup], folder, runs)
-        yield Start("refquant warmup of a warm ResNet-18", again, 2.0)
+        yield Start("refquant warmup of a warm ResNet-18", *again, 2.0)
 
 
 def main() -> None:
@@ -82,7 +94,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     for row in measure(parser.parse_args().runs):
         wanted = "" if row.wanted == float("inf") else f"at most {row.wanted:g}"
-        print(f"{row.what:40} {row.seconds:6.2f} s  {wanted}", flush=True)
+        print(f"{row.what:40} {row.seconds:6.2f} s, CPU {row.cpu:5.2f} s  {wanted}", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_targets_and_what_limits_a_missed_one(monkeypatch: pytest.MonkeyPatch) -
     text = page.page(found(result("linear 1", 4.0), result("linear 2", 0.5)))
     assert "| fbgemm, each dense shape | 1 | 0.50 | missed by 1 of 2; worst linear 2 |" in text
     assert "| fbgemm, geometric mean of dense shapes | 1.5 | 1.41 | missed |" in text
-    assert "| linear 2 | fbgemm | 1 | 0.50 | 50% | one row |" in text
+    assert "| linear 2 | fbgemm | 1 | 0.50 | 50% |  | one row |" in text
     assert "| linear 2 | 1.0 ms | **0.50 (0.50)** |" in text
     assert "too general" not in text
     assert "2 of them compared bit for bit: 0 differ" in text
@@ -54,6 +54,16 @@ def test_many_misses_of_a_kind_are_one_line() -> None:
     rows = [result(f"linear {i}", 0.5 + i / 100) for i in range(page.MANY + 1)]
     text = page.page(found(*rows))
     assert f"| {page.MANY + 1} shapes; worst linear 0 | fbgemm | 1 | 0.50 | 50% |" in text
+
+
+def test_the_peak_bounds_what_can_be_reached() -> None:
+    macs = 10**8
+    peak = result("linear 1", 0.5, section="peak", other="peak", wanted=None, macs=macs)
+    slow = result("linear 1", 4.0, other="qnnpack", wanted=10.0, macs=macs)  # 8 times the peak
+    text = page.page(found(peak, slow))
+    assert "does 200 GMAC/s on one thread" in text
+    assert "| linear 1 | qnnpack | 10 | 4.00 | 60% | 8.00 |  |" in text
+    assert "| linear 1 | 1.0 ms | 50% | **4.00 (4.00)** |" in text
 
 
 def test_two_threads_over_one() -> None:
