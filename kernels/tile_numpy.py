@@ -107,6 +107,7 @@ def depthwise_pixels(
     x0: int,
     step: int,
     taps: Array,
+    fours: int,
     weights: Array,
     w0: int,
     correction: Array,
