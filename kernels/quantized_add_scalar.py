@@ -8,12 +8,12 @@ import numpy as np
 
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.types import DType, TensorType, qint8, quint8
+from refquant.ir.types import DType, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, flat
 from refquant.kernels.pointwise import limit
-from refquant.kernels.rounding_jit import quantize_after
+from refquant.kernels.rounding_jit import narrow_after, quantize_after
 
 
 class Shift(NamedTuple):
@@ -133,6 +133,19 @@ def _requantize(
         out[i] = quantize_after(np.float32(np.int32(value)), m, zero_point, low, high)
 
 
+@jit
+def _requantize_8bit(
+    q: Any, offset: int, least: int, m: np.float32, zero_point: int, low: int, high: int, out: Any
+) -> None:
+    """Requantize moderate numbers by a loop that vectorises."""
+    summand, floor = np.float32(offset), np.float32(least)
+    bottom, top = np.float32(low - zero_point), np.float32(high - zero_point)
+    for i in range(q.size):
+        value = np.float32(np.float32(q[i]) + summand)
+        value = value if value > floor else floor
+        out[i] = narrow_after(value, m, zero_point, bottom, top)
+
+
 def kernel(qa: QTensor, b: float) -> QTensor:
     """Compute :func:`reference` in one compiled pass."""
     return _run(qa, b, relu=False)
@@ -145,13 +158,14 @@ def kernel_relu(qa: QTensor, b: float) -> QTensor:
 
 def _run(qa: QTensor, b: float, *, relu: bool) -> QTensor:
     to = shift(float(qa.scale), int(qa.zero_point), b, qa.dtype)
-    out = empty_suggested(qa.int_repr, qa.int_repr.dtype)
     low, high = qa.dtype.limits
-    q, into = memory_order(suggested(qa.int_repr)), memory_order(out)
+    q, into, out = flat(qa.int_repr, qa.int_repr.dtype)
     if to.requantize:
         m = np.float32(qa.scale) * rounding.reciprocal(to.scale)
         offset, least = to.steps - int(qa.zero_point), 0 if relu else -(2**31)
-        _requantize(q, offset, least, m, to.zero_point, low, high, into)
+        exact = qa.dtype != qint32 and abs(offset) < 2**23  # float32 holds the sums
+        requantize = _requantize_8bit if exact and rounding.is_ordinary(m) else _requantize
+        requantize(q, offset, least, m, to.zero_point, low, high, into)
     else:
         limit(q, to.zero_point if relu else low, high, into)
     return QTensor(out, to.scale, to.zero_point, None, qa.dtype)
