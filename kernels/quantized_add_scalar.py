@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.qtensor import QTensor
+from refquant.ir.qtensor import Array, QTensor
 from refquant.ir.types import DType, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested, flat
+from refquant.kernels.lookup import look_up
 from refquant.kernels.pointwise import limit
-from refquant.kernels.rounding_jit import narrow_after, quantize_after
+from refquant.kernels.rounding_jit import quantize_after
 
 
 class Shift(NamedTuple):
@@ -133,17 +135,20 @@ def _requantize(
         out[i] = quantize_after(np.float32(np.int32(value)), m, zero_point, low, high)
 
 
-@jit
-def _requantize_8bit(
-    q: Any, offset: int, least: int, m: np.float32, zero_point: int, low: int, high: int, out: Any
+def _requantize_by(
+    q: Array, scale: float, zero_point: int, to: Shift, dtype: DType, relu: bool, into: Array
 ) -> None:
-    """Requantize moderate numbers by a loop that vectorises."""
-    summand, floor = np.float32(offset), np.float32(least)
-    bottom, top = np.float32(low - zero_point), np.float32(high - zero_point)
-    for i in range(q.size):
-        value = np.float32(np.float32(q[i]) + summand)
-        value = value if value > floor else floor
-        out[i] = narrow_after(value, m, zero_point, bottom, top)
+    m = np.float32(scale) * rounding.reciprocal(to.scale)
+    offset, least = to.steps - zero_point, 0 if relu else -(2**31)
+    _requantize(q, offset, least, m, to.zero_point, *dtype.limits, into)
+
+
+@lru_cache(maxsize=1024)
+def _table(scale: float, zero_point: int, to: Shift, dtype: DType, relu: bool) -> Array:
+    every = np.arange(256, dtype=np.uint8).view(dtype.storage)
+    table = np.empty_like(every)
+    _requantize_by(every, scale, zero_point, to, dtype, relu, table)
+    return table
 
 
 def kernel(qa: QTensor, b: float) -> QTensor:
@@ -157,18 +162,17 @@ def kernel_relu(qa: QTensor, b: float) -> QTensor:
 
 
 def _run(qa: QTensor, b: float, *, relu: bool) -> QTensor:
-    to = shift(float(qa.scale), int(qa.zero_point), b, qa.dtype)
-    low, high = qa.dtype.limits
+    scale, zero_point, dtype = float(qa.scale), int(qa.zero_point), qa.dtype
+    to = shift(scale, zero_point, b, dtype)
     q, into, out = flat(qa.int_repr, qa.int_repr.dtype)
-    if to.requantize:
-        m = np.float32(qa.scale) * rounding.reciprocal(to.scale)
-        offset, least = to.steps - int(qa.zero_point), 0 if relu else -(2**31)
-        exact = qa.dtype != qint32 and abs(offset) < 2**23  # float32 holds the sums
-        requantize = _requantize_8bit if exact and rounding.is_ordinary(m) else _requantize
-        requantize(q, offset, least, m, to.zero_point, low, high, into)
-    else:
+    if not to.requantize:
+        low, high = dtype.limits
         limit(q, to.zero_point if relu else low, high, into)
-    return QTensor(out, to.scale, to.zero_point, None, qa.dtype)
+    elif dtype == qint32:
+        _requantize_by(q, scale, zero_point, to, dtype, relu, into)
+    else:
+        look_up(q, _table(scale, zero_point, to, dtype, relu), into)
+    return QTensor(out, to.scale, to.zero_point, None, dtype)
 
 
 _X = QTensor(np.array([0, 1, 128, 255], np.uint8), 1.0, 1, None, quint8)
