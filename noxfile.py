@@ -1,7 +1,5 @@
 """The door to every check: ``nox --list`` shows the sessions."""
 
-from pathlib import Path
-
 import nox
 
 nox.options.sessions = ["lint", "types", "tests", "nojit"]
@@ -85,7 +83,6 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time operators, networks and observers against torch, in one process, as ratios."""
-    session.install("-e", ".[test]")
-    for script in ("operators.py", "networks.py", "observers.py"):
-        session.run("python", str(Path("benchmarks") / script), *session.posargs)
+    """Time everything against torch and onnxruntime; write docs/performance.md."""
+    session.install("-e", ".[test,bench]")
+    session.run("python", "benchmarks/performance.py", *session.posargs)

@@ -177,19 +177,25 @@ def float_net(name: str, size: int = 224, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def quantized(
+    model: nn.Module, example: torch.Tensor, engine: str = "fbgemm"
+) -> tuple[nn.Module, tuple[torch.Tensor]]:
+    """Return a float network of images calibrated and converted by torch, and its example."""
+    torch.backends.quantized.engine = engine
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        prepared = prepare_fx(model, get_default_qconfig_mapping(engine), (example,))
+        for _ in range(2):
+            prepared(torch.randn(2, *example.shape[1:]))
+        return convert_fx(prepared), (example,)
+
+
 def quantized_net(
     name: str, size: int = 224, engine: str = "fbgemm", seed: int = 0
 ) -> tuple[nn.Module, tuple[torch.Tensor]]:
     """Return a network calibrated and converted by torch, and one image."""
-    torch.backends.quantized.engine = engine
-    example = (torch.randn(1, 3, size, size),)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        mapping = get_default_qconfig_mapping(engine)
-        prepared = prepare_fx(float_net(name, size, seed), mapping, example)
-        for _ in range(2):
-            prepared(torch.randn(2, 3, size, size))
-        return convert_fx(prepared), example
+    example = torch.randn(1, 3, size, size)
+    return quantized(float_net(name, size, seed), example, engine)
 
 
 def resnet18() -> tuple[nn.Module, tuple[torch.Tensor]]:

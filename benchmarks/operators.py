@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 from elementwise import elementwise
-from pairs import Pair, image, kernel, report
+from pairs import Pair, image, kernel, report, set_threads
 
 from refquant import QTensor, qint8
 from refquant.importers.fx_torch import to_torch
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--engines", default="fbgemm")
     parser.add_argument("--budget", type=float, default=0.3)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    set_threads(1)
     warnings.simplefilter("ignore")
     for engine in arguments.engines.split(","):
         every = (pair for family in (products, elementwise) for pair in family(engine))

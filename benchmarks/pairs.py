@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import refquant
 from refquant import Target
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
@@ -18,7 +19,8 @@ from refquant.ir.qtensor import QTensor
 class Pair(NamedTuple):
     """The same work by refquant and by another; both return what is compared.
 
-    ``other`` says whose the second is; ``exact`` whether its bits are meant to be ours.
+    ``other`` says whose the second is; ``exact`` whether its bits are meant to be ours; ``wanted``
+    the ratio to reach; ``note`` what else is to be known; ``macs`` products of bytes in it.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Pair(NamedTuple):
     wanted: float | None = None
     other: str = "torch"
     exact: bool = True
+    note: str = ""
+    macs: int = 0
 
 
 class Row(NamedTuple):
@@ -42,6 +46,13 @@ class Row(NamedTuple):
     def ratio(self) -> float:
         """The other's time over ours."""
         return self.theirs / self.ours
+
+
+def set_threads(threads: int) -> None:
+    """Give torch and refquant so many threads."""
+    torch.set_num_threads(threads)
+    if set_num_threads := getattr(refquant, "set_num_threads", None):
+        set_num_threads(threads)
 
 
 def isa() -> str:
@@ -83,12 +94,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(pair: Pair, budget: float = 0.3, most: int = 200) -> Row:
-    """Run both in turn, for about ``budget`` seconds and at least seven times."""
+def measure(pair: Pair, budget: float = 0.3, least: int = 7, most: int = 200) -> Row:
+    """Run both in turn, for about ``budget`` seconds and at least ``least`` times."""
     equal = is_equal(pair) if pair.exact else None
     pair.ours(), pair.theirs()
     once = seconds(pair.ours) + seconds(pair.theirs)
-    runs = min(max(7, int(budget / once)), most)
+    runs = min(max(least, int(budget / once)), most)
     times = [(seconds(pair.ours), seconds(pair.theirs)) for _ in range(runs)]
     ours, theirs = (min(column) for column in zip(*times, strict=True))
     return Row(pair, equal, ours, theirs, statistics.median(b / a for a, b in times))

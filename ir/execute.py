@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from operator import is_
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from refquant.ir.errors import RefquantError, VerifyError
 from refquant.ir.graph import Executor, Graph, Node, Result
-from refquant.ir.op import OPS
+from refquant.ir.plan import Plan, bound_attribute, plain, prepared
 from refquant.ir.qtensor import QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Dim, TensorType, format_shape
@@ -18,84 +17,12 @@ from refquant.ir.types import Dim, TensorType, format_shape
 Observe = Callable[[Node, tuple[Tensor, ...]], None]
 
 
-class _Step(NamedTuple):
-    """A node with its function, and the names that are dead after it."""
-
-    node: Node
-    function: Callable[..., Any]
-    bound: bool  # whether attributes hold symbols or name a module
-    dead: tuple[str, ...]
-
-
-class _Plan(NamedTuple):
-    nodes: tuple[Node, ...]
-    steps: tuple[_Step, ...]
-
-
-def _is_symbolic(attribute: object) -> bool:
-    if isinstance(attribute, tuple):
-        return any(map(_is_symbolic, attribute))
-    return isinstance(attribute, Dim)
-
-
-def _bind(attribute: Any, sizes: dict[str, int]) -> Any:
-    if isinstance(attribute, tuple):
-        return tuple(_bind(part, sizes) for part in attribute)
-    return attribute.bind(sizes) if isinstance(attribute, Dim) else attribute
-
-
 def attributes_of(graph: Graph, node: Node, sizes: dict[str, int]) -> dict[str, Any]:
     """Return a node's attributes with the length of each symbol and with its module."""
-    attributes = {key: _bind(value, sizes) for key, value in node.attributes.items()}
+    attributes = {key: bound_attribute(value, sizes) for key, value in node.attributes.items()}
     if "module" in attributes:
         attributes["module"] = graph.modules[attributes["module"]]
     return attributes
-
-
-def _same_objects(old: Sequence[Node], new: Sequence[Node]) -> bool:
-    return len(old) == len(new) and all(map(is_, old, new))
-
-
-def _plan(graph: Graph, target: Target, executor: Executor) -> _Plan:
-    """Look up every function, pack constant weights, and find where each value dies."""
-    cached = graph._plans.get((target, executor))
-    if cached is not None and _same_objects(cached.nodes, graph.nodes):
-        return cached  # type: ignore[no-any-return]
-    if executor not in ("fast", "reference"):
-        raise VerifyError(f"executor must be 'fast' or 'reference', got {executor!r}")
-    kept = {value.name for value in graph.outputs} | set(graph.parameters)
-    last_use: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.name not in kept:
-                last_use[value.name] = index
-    dead: list[list[str]] = [[] for _ in graph.nodes]
-    for name, index in last_use.items():
-        dead[index].append(name)
-    steps = []
-    for node, names in zip(graph.nodes, dead, strict=True):
-        op = OPS.lookup(node.op, f"node {node.name}")
-        try:
-            function = op.bind(target, fast=executor == "fast")
-        except RefquantError as error:
-            raise type(error)(f"node {node.name}: {error}") from None
-        if executor == "fast" and op.pack is not None:
-            _pack_weight(graph, node, op.pack)
-        bound = "module" in node.attributes or any(map(_is_symbolic, node.attributes.values()))
-        steps.append(_Step(node, function, bound, tuple(names)))
-    plan = _Plan(tuple(graph.nodes), tuple(steps))
-    graph._plans[target, executor] = plan
-    return plan
-
-
-def _pack_weight(graph: Graph, node: Node, pack: Callable[..., Tensor]) -> None:
-    """Replace a constant weight by its packed form, so that memory holds it once."""
-    weight = node.inputs[1]
-    if weight is None or weight.name not in graph.parameters:
-        return
-    data = graph.parameter(weight.name)
-    if isinstance(data, QTensor) or data.dtype == np.int8:
-        graph.parameters[weight.name] = pack(data, **node.attributes)
 
 
 def check_inputs(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, int]:
@@ -164,8 +91,47 @@ def run(
 ) -> Result:
     """Run ``graph``; see :meth:`refquant.ir.graph.Graph.run`."""
     sizes = check_inputs(graph, inputs)
-    plan = _plan(graph, target, executor)
-    wanted = _wanted(graph, record)
+    if executor == "fast" and not (record or observe or modules):
+        # Prepared plans that are not running: each has memory of its own.
+        shelf: list[Plan] = graph._plans.setdefault(target, [])
+        plan = _taken(shelf, graph, sizes) or prepared(graph, target, sizes)
+        try:
+            return _follow(graph, plan, inputs, sizes, set(), None, None)
+        finally:
+            shelf.append(plan)
+    plan = _plain(graph, target, executor)
+    return _follow(graph, plan, inputs, sizes, _wanted(graph, record), observe, modules)
+
+
+def _plain(graph: Graph, target: Target, executor: Executor) -> Plan:
+    plan: Plan | None = graph._plans.get((target, executor))
+    if plan is None or not plan.fits(graph, None):
+        plan = graph._plans[target, executor] = plain(graph, target, executor)
+    return plan
+
+
+def _taken(shelf: list[Plan], graph: Graph, sizes: dict[str, int]) -> Plan | None:
+    """Take a plan from the shelf; those of other sizes are not kept."""
+    try:
+        plan = shelf.pop()
+    except IndexError:  # another thread may have it
+        return None
+    if plan.fits(graph, sizes):
+        return plan
+    shelf.clear()
+    return None
+
+
+def _follow(
+    graph: Graph,
+    plan: Plan,
+    inputs: tuple[Tensor, ...],
+    sizes: dict[str, int],
+    wanted: set[str],
+    observe: Observe | None,
+    modules: Mapping[str, Callable[..., Tensor]] | None,
+) -> Result:
+    """Run the steps of a plan."""
     live: dict[str, Tensor] = {
         value.name: data for value, data in zip(graph.inputs, inputs, strict=True)
     }
@@ -176,9 +142,11 @@ def run(
 
     for step in plan.steps:
         node = step.node
-        operands = [None if value is None else read(value.name) for value in node.inputs]
+        operands = [None if name is None else read(name) for name in step.operands]
         called = modules.get(str(node.attributes.get("module"))) if modules else None
-        attributes = attributes_of(graph, node, sizes) if step.bound else node.attributes
+        attributes = step.attributes
+        if attributes is None:
+            attributes = attributes_of(graph, node, sizes)
         try:
             results = called(*operands) if called else step.function(*operands, **attributes)
         except RefquantError as error:
@@ -186,10 +154,10 @@ def run(
         del operands
         if not isinstance(results, tuple):
             results = (results,)
-        for value, result in zip(node.outputs, results, strict=True):
-            live[value.name] = result
-            if value.name in wanted:
-                recorded[value.name] = result
+        for name, result in zip(step.results, results, strict=True):
+            live[name] = result
+            if name in wanted:
+                recorded[name] = result
         if observe is not None:
             observe(node, results)
         del results

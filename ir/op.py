@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.prepared import Prepare
 from refquant.ir.qtensor import Tensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
@@ -54,6 +55,12 @@ class Op:
     pack
         Rearranges operand 1, a constant weight, once into the layout the kernel wants:
         ``pack(weight, **attributes)``.
+    prepare
+        Binds constants and shapes ahead of a run; see :mod:`refquant.ir.prepared`. None where
+        it has nothing to gain.
+    limits
+        Of an op that only limits the integers of its operand: ``limits(type, target,
+        **attributes)`` returns the lowest and the highest, or None where it does more.
     source
         Where upstream computes it: ``repository/path::symbol``, one a line.
     cases
@@ -67,6 +74,8 @@ class Op:
     source: tuple[str, ...]
     cases: tuple[Case, ...]
     pack: Callable[..., Tensor] | None = None
+    prepare: Prepare | None = None
+    limits: Callable[..., tuple[int, int] | None] | None = None
 
     @property
     def doc(self) -> str:

@@ -326,6 +326,19 @@ class TensorType:
         """Number of dimensions."""
         return len(self.shape)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape, where no length is a symbol.
+
+        Raises
+        ------
+        VerifyError
+            If one is.
+        """
+        if any(isinstance(size, Dim) for size in self.shape):
+            raise VerifyError(f"expected known lengths, got {format_shape(self.shape)}")
+        return tuple(int(size) for size in self.shape if not isinstance(size, Dim))
+
     def per_tensor(self) -> tuple[float, int]:
         """Return ``(scale, zero_point)``.
 

@@ -8,13 +8,14 @@ Files that are not in the table are shared by several ops:
 * modules with a state: ``fused_moving_avg_obs_fake_quant``;
 * observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
   ``histogram_search``, ``fuse_batch_norm``;
-* families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``resample``, ``windows``,
+* families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``qnnpack_average``,
+  ``qnnpack_softmax``, ``resample``, ``windows``,
   ``products``, ``float_product``;
 * tables of embeddings: ``rowwise``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
-* ``jit`` compiles, ``checks`` refuses.
+* ``jit`` compiles, ``jit_cache`` says where the result is kept, ``checks`` refuses.
 """
 
 from refquant.ir.op import OPS

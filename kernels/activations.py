@@ -134,11 +134,23 @@ def apply_float(x: F32, formula: Formula, target: Target) -> F32:
     out = empty_sorted(x.shape, [x], np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         if not target.fused_multiply_add:
-            out[...] = formula.plain(x)
+            out[...] = formula.plain(x.reshape(-1)).reshape(x.shape)
             return out
         mask = body_mask(out, [x], target, float_width(target))
         out[mask] = formula.body(x[mask])
         out[~mask] = formula.tail(x[~mask])
+    return out
+
+
+def apply_float_compiled(x: F32, formula: Formula, target: Target) -> F32:
+    """Evaluate a formula of compiled functions on a float32 array."""
+    dense = flat_pair(x, x)
+    if dense is None or not target.fused_multiply_add:
+        return apply_float(x, formula, target)
+    real, _, into, out = dense
+    for start, middle, end in chunks(real.size, target, float_width(target)):
+        into[start:middle] = formula.body(real[start:middle])
+        into[middle:end] = formula.tail(real[middle:end])
     return out
 
 

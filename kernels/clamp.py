@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,19 @@ def relu6(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     return _limit(self, 0.0, 6.0, target)
 
 
+def limits(
+    self: TensorType,
+    target: Target,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+) -> tuple[int, int] | None:
+    """Return the range of a quantized ``clamp``; None where the memory is scrambled."""
+    if self.qparams is None or target.engine in SCRAMBLING:
+        return None
+    return _bounds(min, max, *self.per_tensor(), self.dtype)
+
+
 def infer_clamp(
     self: TensorType, min: float | None = None, max: float | None = None
 ) -> TensorType:
@@ -166,6 +179,7 @@ OPS = (
         name="aten::clamp",
         reference=clamp,
         infer=infer_clamp,
+        limits=limits,
         kernels=dict.fromkeys(ALL_ENGINES, clamp),
         source=_SOURCE,
         cases=(
@@ -198,6 +212,9 @@ OPS = (
         name="aten::hardtanh",
         reference=hardtanh,
         infer=infer_hardtanh,
+        limits=lambda x, target, min_val=-1.0, max_val=1.0: limits(
+            x, target, min=min_val, max=max_val
+        ),
         kernels=dict.fromkeys(ALL_ENGINES, hardtanh),
         source=_SOURCE,
         cases=(
@@ -211,6 +228,7 @@ OPS = (
         name="aten::relu6",
         reference=relu6,
         infer=infer_relu6,
+        limits=partial(limits, min=0.0, max=6.0),
         kernels=dict.fromkeys(ALL_ENGINES, relu6),
         source=_SOURCE,
         cases=(

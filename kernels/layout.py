@@ -332,6 +332,12 @@ def c_order(x: Array) -> Array:
     return np.ascontiguousarray(x).reshape(-1).reshape(x.shape)
 
 
+def raveled(x: Array) -> Array:
+    """Return the array in one dimension, writeable: Numba compiles anew for a read-only one."""
+    one = np.ascontiguousarray(x).reshape(-1)
+    return one if one.flags.writeable else one.copy()
+
+
 def elementwise(result: Array, *operands: Array) -> Array:
     """Return the result of an elementwise op with the strides that torch gives it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -130,13 +131,16 @@ def _zero_point_terms(zero_point: Array) -> list[Array]:
 
 
 class Lanes(NamedTuple):
-    """What the tile adds and multiplies, in the order of packed channels; ``output`` is one."""
+    """What the tile adds and multiplies, in the order of packed channels.
+
+    ``real`` holds what all channels share: first the steps of the result in 1.
+    """
 
     correction: npt.NDArray[np.int32]
     addend: npt.NDArray[np.float32]
     factor: npt.NDArray[np.float32]
     multiplier: npt.NDArray[np.float32]
-    output: np.float32
+    real: npt.NDArray[np.float32]
 
 
 class PackedWeight(QTensor):
@@ -160,6 +164,7 @@ class PackedWeight(QTensor):
     _shape: Ints
     _lanes: dict[Any, Lanes]
     _pairs: dict[bool, Int8]
+    ready: dict[Any, Any]  # what layers of the last calls keep, see layer.py
 
     def __init__(self, weight: QTensor, layout: Layout) -> None:
         integers = weight.int_repr
@@ -186,6 +191,7 @@ class PackedWeight(QTensor):
             "_shape": weight.shape,
             "_lanes": {},
             "_pairs": {},
+            "ready": {},
             "scale": weight.scale,
             "zero_point": weight.zero_point,
             "axis": weight.axis,
@@ -218,6 +224,11 @@ class PackedWeight(QTensor):
         unpack = _unpack_depthwise if self.layout.depthwise else _unpack_panels
         matrix = unpack(self.data, sizes, self.layout, self.passes)
         return _unmatrix(matrix, self.layout, self.shape)
+
+    @property
+    def copies(self) -> int:
+        """How often a depthwise layer reads each input channel."""
+        return self.sums.size // self.layout.groups if self.layout.depthwise else 1
 
     def lanes(
         self, rule: Rule | None, x: QTensor, scale: float, bias: npt.NDArray[np.float32] | None
@@ -257,7 +268,36 @@ class PackedWeight(QTensor):
             self._pairs[in_taps] = np.ascontiguousarray(split)
         return self._pairs[in_taps]
 
+    def lanes_of_any_input(
+        self, rule: Rule, scale: float, zero_point: int, bias: npt.NDArray[np.float32] | None
+    ) -> Lanes:
+        """Return the constants for an input whose parameters change from call to call.
+
+        The rule is applied to channels in their packed order, which its neighbours must not
+        matter for; nothing is kept.
+        """
+        ordered = None if bias is None else bias[self._order]
+        scales = self.scale if np.ndim(self.scale) == 0 else self._scales
+        each = rule(scale, scales, 1.0, ordered, self._order.size)
+        return self._with(self._sums * np.int32(-zero_point), each)
+
     def _in_lanes(self, zero_point: int, each: Constants) -> Lanes:
+        correction = self._sums * np.int32(-zero_point)  # wraps, as the accumulator does
+        floats = (each.addend, each.factor, each.multiplier)
+        addend, factor, multiplier = (values[self._order] for values in floats)
+        integer = None if each.integer is None else each.integer[self._order]
+        return self._with(correction, Constants(addend, factor, multiplier, integer, each.output))
+
+    @staticmethod
+    def _with(correction: npt.NDArray[np.int32], each: Constants) -> Lanes:
+        if each.integer is not None:
+            correction = correction + each.integer
+        real = np.array([each.output, 0, 0, 0, 0, 0], np.float32)
+        return Lanes(correction, each.addend, each.factor, each.multiplier, real)
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        """The channel of each lane of the tiles; lanes without one repeat the last."""
         channels = self.sums.size
         if self.layout.depthwise:
             order = depthwise_order(LANES) + np.arange(0, channels, BLOCK)[:, None]
@@ -265,13 +305,15 @@ class PackedWeight(QTensor):
             outputs = channels * self.layout.merged // self.layout.groups
             within = np.minimum(np.arange(ceil(outputs, PANEL)), outputs - 1)
             order = np.arange(0, channels, outputs)[:, None] + within
-        order = np.minimum(order, channels - 1).ravel()
-        correction = (-zero_point * self.sums.astype(np.int64)).astype(np.int32)
-        if each.integer is not None:
-            correction = correction + each.integer
-        floats = (each.addend, each.factor, each.multiplier)
-        addend, factor, multiplier = (values[order] for values in floats)
-        return Lanes(correction[order], addend, factor, multiplier, each.output)
+        return np.minimum(order, channels - 1).ravel()
+
+    @cached_property
+    def _sums(self) -> npt.NDArray[np.int32]:
+        return self.sums[self._order]
+
+    @cached_property
+    def _scales(self) -> Array:
+        return np.asarray(self.scale)[self._order]
 
 
 class PackedArray(np.ndarray[Any, np.dtype[np.int8]]):

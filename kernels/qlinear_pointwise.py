@@ -26,7 +26,7 @@ from refquant.ir.types import (
     uint8,
 )
 from refquant.kernels import post_ops, quantized_linear
-from refquant.kernels.convolve import linear_product, linear_sums
+from refquant.kernels.multiply import linear_product, linear_sums
 from refquant.kernels.onednn_functions import Args, name_of
 from refquant.kernels.packing import Layout, PackedArray, packed_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import Size, TensorType, format_shape, qint8, quint8
-from refquant.kernels import checks, requantize
+from refquant.ir.types import QParams, Size, TensorType, format_shape, qint8, quint8
+from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
     Sums,
@@ -25,7 +26,7 @@ from refquant.kernels.accumulate import (
     weight_zero_points,
     windows,
 )
-from refquant.kernels.convolve import Window, convolve
+from refquant.kernels.convolve import convolve
 from refquant.kernels.engines import (
     check_symmetric,
     combines_scales,
@@ -35,10 +36,12 @@ from refquant.kernels.engines import (
     loses_zero_point,
     resolve,
 )
+from refquant.kernels.layer import Layer
 from refquant.kernels.layout import empty_channels_last
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_weight
 from refquant.kernels.requantize import Rounding, Stage
+from refquant.kernels.walk import Window
 
 F32 = npt.NDArray[np.float32]
 Ints = tuple[int, ...]
@@ -478,10 +481,51 @@ def _tiled(
     rounding: Rounding,
     target: Target,
 ) -> QTensor:
+    def make(weight: PackedWeight) -> Layer | None:
+        packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
+        return _layer(x, packed, bias, geometry, rounding, target)
+
+    run = layer.ready(x, weight, bias, (geometry, rounding, target), make)
+    if run is not None:
+        return run(x)
     stage, way = plan("conv", x, weight, geometry, target)
     packed = pack(weight, dilation=geometry.dilation, groups=geometry.groups)
     y = convolve(x, packed, bias, geometry.window(x.shape[2:]), rounding, stage, way)
     return QTensor(y, rounding.scale, rounding.zero_point)
+
+
+def prepare(
+    operands: tuple[Operand, ...],
+    attributes: Mapping[str, Any],
+    result: TensorType,
+    target: Target,
+    *,
+    relu: bool,
+) -> Layer | None:
+    """Bind the layer; None where its sums saturate in another way than the tiles'."""
+    x, weight, bias = operands
+    if not isinstance(x, TensorType) or not isinstance(weight, PackedWeight):
+        return None
+    axes = (attributes[name] for name in ("stride", "padding", "dilation", "groups"))
+    geometry = Geometry(weight.shape[2:], *axes)
+    scale, zero_point = result.per_tensor()
+    rounding = Rounding(scale, zero_point, zero_point if relu else 0)
+    return _layer(layer.stand_in(x), weight, bias, geometry, rounding, target)
+
+
+def _layer(
+    x: QTensor,
+    weight: PackedWeight,
+    bias: Operand,
+    geometry: Geometry,
+    rounding: Rounding,
+    target: Target,
+) -> Layer | None:
+    stage, way = plan("conv", x, weight, geometry, target)
+    window = geometry.window(x.shape[2:])
+    qparams = QParams(rounding.scale, rounding.zero_point)
+    result = TensorType(quint8, (x.shape[0], weight.shape[0], *window.out), qparams)
+    return layer.prepare(x.type, weight, bias, window, stage, way, rounding, result, target)
 
 
 def _attributes(rank: int, **changed: Any) -> dict[str, Any]:
@@ -536,6 +580,7 @@ _STATIC = tuple(
         infer=partial(infer, rank=rank),
         kernels=dict.fromkeys(ALL_ENGINES, fast),
         pack=pack,
+        prepare=partial(prepare, relu=bool(suffix)),
         source=_SOURCE,
         cases=_cases(rank, relu=bool(suffix)),
     )

@@ -16,7 +16,7 @@ from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, Sums, blocks, dot_saturating
-from refquant.kernels.convolve import Window, convolve
+from refquant.kernels.convolve import convolve
 from refquant.kernels.engines import (
     check_symmetric,
     divides,
@@ -30,6 +30,7 @@ from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_conv import check_axes, check_map, check_out, in_pairs
 from refquant.kernels.quantized_linear import check_weight
 from refquant.kernels.requantize import Rounding, Stage
+from refquant.kernels.walk import Window
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]

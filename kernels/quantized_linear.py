@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
+from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
-from refquant.ir.types import TensorType, format_shape, qint8, quint8
-from refquant.kernels import checks, requantize
+from refquant.ir.types import QParams, TensorType, format_shape, qint8, quint8
+from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
     BLOCK,
     Sums,
@@ -23,8 +25,9 @@ from refquant.kernels.accumulate import (
     dot_saturating,
     weight_zero_points,
 )
-from refquant.kernels.convolve import as_unsigned, linear_product
 from refquant.kernels.engines import check_symmetric
+from refquant.kernels.layer import Layer
+from refquant.kernels.multiply import as_unsigned, linear_product
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.requantize import Rounding, Stage
 
@@ -252,10 +255,47 @@ def kernel_relu(
 def _tiled(
     x: QTensor, weight: QTensor, bias: F32 | None, rounding: Rounding, target: Target
 ) -> QTensor:
+    def make(weight: PackedWeight) -> Layer | None:
+        return _layer(x, pack(weight), bias, rounding, target)
+
+    run = layer.ready(x, weight, bias, (x.dtype, rounding, target), make)
+    if run is not None:
+        return run(x)
     chosen = stage("linear", x, weight, target)
     y = linear_product(x, pack(weight), bias, rounding, chosen, sums_of(x, target))
     y = y.view(x.int_repr.dtype)
     return QTensor(y, rounding.scale, rounding.zero_point, None, x.dtype)
+
+
+def prepare(
+    operands: tuple[Operand, ...],
+    _attributes: Mapping[str, Any],
+    result: TensorType,
+    target: Target,
+    *,
+    relu: bool,
+) -> Layer | None:
+    """Bind the layer; None where its sums saturate."""
+    x, weight, bias = operands
+    ready = isinstance(x, TensorType) and isinstance(weight, PackedWeight)
+    if not ready or result.rank != 2:  # elsewhere channels-last would mean something else
+        return None
+    assert isinstance(x, TensorType)
+    assert isinstance(weight, PackedWeight)
+    scale, zero_point = result.per_tensor()
+    rounding = Rounding(scale, zero_point, zero_point if relu else 0)
+    return _layer(layer.stand_in(x), weight, bias, rounding, target)
+
+
+def _layer(
+    x: QTensor, weight: PackedWeight, bias: Operand, rounding: Rounding, target: Target
+) -> Layer | None:
+    if x.dtype != quint8:
+        return None
+    chosen, way = stage("linear", x, weight, target), sums_of(x, target)
+    qparams = QParams(rounding.scale, rounding.zero_point)
+    result = TensorType(quint8, (*x.shape[:-1], weight.shape[0]), qparams)
+    return layer.prepare(x.type, weight, bias, None, chosen, way, rounding, result, target)
 
 
 def _case(
@@ -294,6 +334,7 @@ _STATIC = (
         infer=infer,
         kernels=dict.fromkeys(requantize.LINEAR, kernel),
         pack=pack,
+        prepare=partial(prepare, relu=False),
         source=_SOURCE,
         cases=(
             _case("ties", [[3, 3]], _PER_TENSOR, [0, 0], [[12, 10]], "1.5 and 0.5 go to even"),
@@ -323,6 +364,7 @@ _STATIC = (
         infer=infer,
         kernels=dict.fromkeys(requantize.LINEAR, kernel_relu),
         pack=pack,
+        prepare=partial(prepare, relu=True),
         source=_SOURCE,
         cases=(
             _case("negative", [[3, 0]], _PER_TENSOR, None, [[10, 10]], "0 is the zero point"),

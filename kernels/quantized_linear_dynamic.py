@@ -15,9 +15,9 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize, requantize_jit
 from refquant.kernels.accumulate import Sums
-from refquant.kernels.convolve import linear_sums, matrix_product
 from refquant.kernels.engines import check_symmetric
 from refquant.kernels.min_max import min_max_compiled
+from refquant.kernels.multiply import linear_sums, matrix_product
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
 from refquant.kernels.quantized_linear import check_operands, sums, sums_of
@@ -150,8 +150,9 @@ def kernel(
         constants = form.constants(scale, weight.scale, 1.0, bias, channels)
         y[...] = form.finish(linear_sums(q, packed, sums_of(q, target)), constants)
         return y
-    lanes = packed.lanes(form.constants, q, 1.0, None if form.rounds_each else bias)
-    matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, "real", (0, 0, 0), y)
+    addend = None if form.rounds_each else bias
+    lanes = packed.lanes_of_any_input(form.constants, scale, int(q.zero_point), addend)
+    matrix_product(q.int_repr.reshape(-1, depth), packed, lanes, "real", requantize.UNREAD, y)
     if form.rounds_each:
         factor = form.constants(scale, weight.scale, 1.0, bias, channels).factor
         if np.any(factor != 1):

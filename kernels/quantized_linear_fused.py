@@ -12,8 +12,8 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import quantized_linear, requantize, requantize_jit
-from refquant.kernels.convolve import linear_sums
 from refquant.kernels.elementary import tanh_glibc
+from refquant.kernels.multiply import linear_sums
 from refquant.kernels.requantize import Rounding
 
 F32 = npt.NDArray[np.float32]

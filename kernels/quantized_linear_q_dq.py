@@ -13,7 +13,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, requantize
 from refquant.kernels.accumulate import Sums
-from refquant.kernels.convolve import linear_sums, matrix_product
+from refquant.kernels.multiply import linear_sums, matrix_product
 from refquant.kernels.packing import Layout, PackedWeight
 from refquant.kernels.quantized_linear import check_operands, sums, sums_of
 
@@ -129,7 +129,7 @@ def kernel(
         return y
     lanes = packed.lanes(form.constants, q, 1.0, bias)
     rows = q.int_repr.reshape(-1, x.shape[-1])
-    matrix_product(rows, packed, lanes, "real", (0, 0, 0), y)
+    matrix_product(rows, packed, lanes, "real", requantize.UNREAD, y)
     return y
 
 

@@ -22,19 +22,30 @@ VECTORS = 2  # vectors of output channels in a tile
 
 
 class Shape(NamedTuple):
-    """Registers of an instruction set: 32-bit lanes of a vector, rows of a tall and short tile."""
+    """How the registers of an instruction set are used.
+
+    Parameters
+    ----------
+    lanes : int
+        32-bit lanes of a vector.
+    tall, short : int
+        Rows of the tiles.
+    pixels : int
+        Pixels that a depthwise step computes together.
+    """
 
     lanes: int
     tall: int
     short: int
+    pixels: int
 
 
 SHAPES = {
-    "avx512vnni": Shape(16, 12, 4),
-    "avxvnni": Shape(8, 6, 2),
-    "avx512": Shape(16, 8, 4),
-    "avx2": Shape(8, 4, 2),
-    "generic": Shape(4, 4, 2),
+    "avx512vnni": Shape(16, 12, 4, 4),
+    "avxvnni": Shape(8, 6, 2, 2),
+    "avx512": Shape(16, 8, 4, 4),
+    "avx2": Shape(8, 4, 2, 1),
+    "generic": Shape(4, 4, 2, 1),
 }
 
 

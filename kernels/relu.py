@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
 from refquant.kernels.layout import empty_suggested, flat
@@ -65,11 +66,19 @@ def kernel(self: QTensor | Array) -> QTensor | Array:
     return self.with_int_repr(out)
 
 
+def limits(self: TensorType, _target: Target) -> tuple[int, int] | None:
+    """Return the range of a quantized result."""
+    if self.qparams is None:
+        return None
+    return self.per_tensor()[1], self.dtype.limits[1]
+
+
 OPS = (
     Op(
         name="aten::relu",
         reference=reference,
         infer=infer,
+        limits=limits,
         kernels=dict.fromkeys(ALL_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",

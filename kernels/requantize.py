@@ -14,6 +14,7 @@ The compiled tile does the first two in registers, ``requantize_jit.py`` the oth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -37,6 +38,20 @@ class Rounding(NamedTuple):
     zero_point: int
     low: int = 0
     high: int = 255
+
+    @property
+    def whole(self) -> npt.NDArray[np.int32]:
+        """Zero point and limits as the compiled tiles take them."""
+        return _whole_numbers(*self[1:])
+
+
+@lru_cache(maxsize=1024)
+def _whole_numbers(zero_point: int, low: int, high: int) -> npt.NDArray[np.int32]:
+    return np.array([zero_point, low, high, 0, 0, 0], np.int32)
+
+
+# For tiles that store sums or real values.
+UNREAD = _whole_numbers(0, 0, 255)
 
 
 class Constants(NamedTuple):
@@ -320,6 +335,28 @@ class Stage(NamedTuple):
     finish: Callable[[Sums, Constants, Rounding], Integers]
     form: str = "fused"
     loop: Callable[..., None] | None = None
+
+
+def finish_sums(
+    stage: Stage,
+    total: npt.NDArray[Any],
+    constants: Constants,
+    rounding: Rounding,
+    y: npt.NDArray[Any],
+) -> None:
+    """Requantise sums (..., channels) into ``y``, both in C order."""
+    channels = total.shape[-1]
+    if stage.loop is None:
+        y[...] = stage.finish(total, constants, rounding).astype(np.uint8)
+        return
+    integer = constants.integer
+    stage.loop(
+        total.reshape(-1, channels),
+        np.zeros(0, np.int32) if integer is None else integer,
+        *(constants.addend, constants.factor, constants.multiplier, constants.output),
+        *rounding[1:],
+        y.reshape(-1, channels).view(np.uint8),
+    )
 
 
 FLOAT_BIAS = Stage(float_bias_constants, finish_fused)

@@ -18,6 +18,7 @@ from refquant.kernels.activations import (
     apply,
     apply_compiled,
     apply_float,
+    apply_float_compiled,
     filling,
     infer_quantized,
     suggested_output,
@@ -159,13 +160,14 @@ def _glibc_64(x: F32, y: F32) -> None:
 
 
 COMPILED = Formula(filling(_sleef), filling(_glibc_64), filling(_glibc), fused_input=False)
+_COMPILED_FLOAT = Formula(filling(_sleef), filling(_glibc), filling(_glibc))
 _COMPILED_TABLE = Formula.everywhere(filling(_glibc), fused_input=False, all_tail=_TABLE)
 
 
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
-    """Compute :func:`reference` by tables."""
+    """Compute :func:`reference` by tables, of float32 in compiled loops."""
     if not isinstance(self, QTensor):
-        return reference(self, target)
+        return apply_float_compiled(self, _COMPILED_FLOAT, target)
     qparams = OUTPUT[self.dtype]
     formula = _of(COMPILED, _COMPILED_TABLE, self, qparams, target)
     return apply_compiled(self, None, qparams, formula, target)

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Isa, Target
+from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import DType, TensorType, float32, qint8, qint32, quint8
-from refquant.kernels import checks, elementary, elementary_jit, rounding
+from refquant.kernels import checks, elementary, elementary_jit, qnnpack_softmax, rounding
 from refquant.kernels.jit import jit
 from refquant.kernels.pointwise import run_mask
 from refquant.kernels.rounding_jit import narrow_fused
@@ -79,10 +79,15 @@ def reference(
     output_zero_point: int,
     target: Target = Target(),
 ) -> QTensor:
-    """Return the softmax of a quantized tensor.
+    r"""Return the softmax of a quantized tensor.
 
     The dequantized values go through ``aten::softmax``; the result is quantized like
     ``aten::quantize_per_tensor`` does it.
+
+    Under qnnpack quint8 to scale 1 / 256 and zero point 0 is integer arithmetic:
+    :math:`y = \min(255, \lfloor (256 t + \lfloor S / 2 \rfloor) / S \rfloor)`, where
+    :math:`t = rint(f e^{s (x - \max x)})` with the input's scale *s*,
+    :math:`f = \min(2^{23} - 1, (2^{32} - 1) / n)` in float64, and *S* sums the *n* values.
 
     Parameters
     ----------
@@ -98,12 +103,14 @@ def reference(
     Returns
     -------
     QTensor
-        C-contiguous.
+        C-contiguous; the exception of qnnpack has the input's memory format, or ``dim`` innermost.
 
     Raises
     ------
     VerifyError
         If the input is not quantized per tensor, or a parameter or ``dim`` is out of range.
+    UnsupportedError
+        If ``dim`` is innermost in memory where torch's qnnpack scrambles the result.
 
     Examples
     --------
@@ -111,6 +118,8 @@ def reference(
     array([[128, 128],
            [255,   0]], dtype=uint8)
     """
+    if qnnpack_softmax.applies(qx, output_scale, output_zero_point, target):
+        return qnnpack_softmax.reference(qx, dim)
     x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
     real = rounding.dequantize_plain(x, float(qx.scale), int(qx.zero_point))
     y = _softmax(real, dim, target)
@@ -420,6 +429,8 @@ def kernel(
     target: Target = Target(),
 ) -> QTensor:
     """Compute :func:`reference` with compiled loops for the softmax."""
+    if qnnpack_softmax.applies(qx, output_scale, output_zero_point, target):
+        return qnnpack_softmax.kernel(qx, dim)
     ordinary = rounding.is_ordinary(float(qx.scale), output_scale)
     if qx.dtype != qint32 and qx.int_repr.ndim and qx.int_repr.size and ordinary:
         axis = dim % qx.int_repr.ndim
@@ -444,7 +455,10 @@ OPS = (
         reference=reference,
         infer=infer,
         kernels=dict.fromkeys(ALL_ENGINES, kernel),
-        source=("pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qsoftmax.cpp::qsoftmax",),
+        source=(
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qsoftmax.cpp::qsoftmax",
+            "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qnnpack/src/u8lut32norm/scalar.c",
+        ),
         cases=(
             Case(
                 *("rows", (QTensor(np.array([[5, 5], [9, 1]], np.uint8), 1.0, 5, None, quint8),)),
@@ -455,6 +469,20 @@ OPS = (
                 *("columns", (QTensor(np.array([[5, 9], [5, 1]], np.int8), 1.0, 5, None, qint8),)),
                 {"dim": 0, "output_scale": 2.0**-8, "output_zero_point": -128},
                 *([[0, 127], [0, -128]], "each column sums to 1"),
+            ),
+            Case(
+                *("halves", (QTensor(np.zeros((1, 512), np.uint8), 1.0, 5, None, quint8),)),
+                {"dim": 1, "output_scale": 2.0**-8, "output_zero_point": 0},
+                np.zeros((1, 512), np.uint8),
+                "half a step is rounded to even",
+                (Engine.FBGEMM, Engine.ONEDNN, Engine.X86),
+            ),
+            Case(
+                *("halves_of_qnnpack", (QTensor(np.zeros((1, 512), np.uint8), 1.0, 5),)),
+                {"dim": 1, "output_scale": 2.0**-8, "output_zero_point": 0},
+                np.ones((1, 512), np.uint8),
+                "half a step is rounded up",
+                (Engine.QNNPACK,),
             ),
         ),
     ),

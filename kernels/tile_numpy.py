@@ -1,7 +1,7 @@
-"""The steps of the compiled tile in NumPy, where compilation is switched off.
+"""The steps of the compiled tiles in NumPy, where compilation is switched off.
 
 They read the same packed bytes, offset tables and constants as the LLVM functions of ``tile.py``
-and take the same arguments.
+and ``depthwise.py`` and take the same arguments.
 """
 
 from __future__ import annotations
@@ -17,29 +17,38 @@ from refquant.kernels.rounding import fma
 Array = npt.NDArray[Any]
 
 
+def _whole(scaled: Array) -> Array:
+    return np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
+
+
 def _finish(
     form: str,
     total: Array,
     constants: list[Array],
-    output: np.float32,
-    low: int,
-    high: int,
-    zero_point: int,
+    real: Array,
+    whole: Array,
+    other: Array | None = None,
 ) -> Array:
     addend, factor, multiplier = constants
+    zero_point, low, high, *of_sum = (int(number) for number in whole)
     total = total.astype(np.int32)
     if form == "sum":
         return total
-    real = total.astype(np.float32)
+    sums = total.astype(np.float32)
     if form == "real":
-        return fma(real, multiplier, addend)
+        return fma(sums, multiplier, addend)
     with np.errstate(over="ignore", invalid="ignore"):
         if form == "scaled":
-            steps = (real * multiplier * factor + addend) * output + np.float32(zero_point)
+            steps = (sums * multiplier * factor + addend) * real[0] + np.float32(zero_point)
             return np.asarray(np.rint(np.clip(steps, low, high)), np.int32) & 255
-        scaled = fma(addend, factor, real) * multiplier
-        whole = np.where(np.abs(scaled) < 2.0**31, np.rint(scaled).astype(np.float64), -(2.0**31))
-    return np.clip(whole, low, high) + zero_point
+        q = _whole(fma(addend, factor, sums) * multiplier)
+        q = np.clip(q + zero_point, low, high)
+        if other is None:
+            return np.asarray(q)
+        ours = fma(real[1], q.astype(np.float32), real[2])
+        both = ours + fma(real[3], other.astype(np.float32), real[4])
+        added = _whole(both * real[5]) + of_sum[0]
+    return np.asarray(np.clip(added, of_sum[1], of_sum[2]))
 
 
 def tile(
@@ -59,37 +68,44 @@ def tile(
     factor: Array,
     multiplier: Array,
     n0: int,
-    output: np.float32,
-    low: int,
-    high: int,
-    zero_point: int,
+    real: Array,
+    whole: Array,
     y: Array,
     y0: int,
-    pitch: int,
+    places: Array,
+    place: int,
+    other: Array,
+    other0: int,
+    others: Array,
 ) -> None:
     """Compute ``height`` rows of one panel of output channels."""
     columns = slice(n0, n0 + VECTORS * SHAPES[isa].lanes)
+    width = columns.stop - n0
     depth = np.arange(4 * depth4)
     at = x0 + rows[row : row + height, None, None] + segments[:, None] + depth
     taken = x[np.minimum(at, x.size - 1)].reshape(height, -1).astype(np.int64)
     count = taken.shape[1]
-    width = columns.stop - n0
     panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(0, 2, 1)
     total = taken @ panel.reshape(count, width).astype(np.int64) + correction[columns]
     constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish(form, total, constants, output, low, high, zero_point)
+    lanes = np.arange(width)
+    beside = None
+    if form == "added":
+        index = other0 + others[row : row + height, None] + lanes
+        beside = other[np.minimum(index, other.size - 1)]
+    finished = _finish(form, total, constants, real, whole, beside)
     for m in range(height):
-        y[y0 + m * pitch : y0 + m * pitch + width] = finished[m]
+        y[y0 + places[place + m] + lanes] = finished[m]
 
 
-def depthwise_row(
+def depthwise_pixels(
     isa: str,
     form: str,
     saturating: int,
+    pixels: int,
     x: Array,
     x0: int,
     step: int,
-    pixels: int,
     taps: Array,
     weights: Array,
     w0: int,
@@ -98,15 +114,13 @@ def depthwise_row(
     factor: Array,
     multiplier: Array,
     n0: int,
-    output: np.float32,
-    low: int,
-    high: int,
-    zero_point: int,
+    real: Array,
+    whole: Array,
     y: Array,
     y0: int,
     pitch: int,
 ) -> None:
-    """Compute a row of pixels of one block of channels, four taps at a time."""
+    """Compute a few pixels of one block of channels, four taps at a time."""
     order = depthwise_order(SHAPES[isa].lanes)
     block = order.size
     columns = slice(n0, n0 + block)
@@ -117,6 +131,6 @@ def depthwise_row(
         product = np.clip(product[..., 0::2] + product[..., 1::2], -(2**15), 2**15 - 1)
     total = product.sum(-1) + correction[columns]
     constants = [values[columns] for values in (addend, factor, multiplier)]
-    finished = _finish(form, total, constants, output, low, high, zero_point)
+    finished = _finish(form, total, constants, real, whole)
     for pixel in range(pixels):
         y[y0 + pixel * pitch + order] = finished[pixel]

@@ -99,6 +99,8 @@ _FUNCTIONS = {
     **dict.fromkeys(("QConfig", "get_default_qconfig", "get_default_qat_qconfig"), "qconfig"),
     "GraphModule": "graph_module",
     "saturation_report": "saturation",
+    "set_num_threads": "kernels.threads",
+    "get_num_threads": "kernels.threads",
 }
 
 

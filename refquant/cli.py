@@ -1,4 +1,4 @@
-"""The command line: ``refquant demo | show | import | run | compare | saturation | doctor``."""
+"""The command line: ``refquant demo | show | import | run | compare | warmup | doctor ...``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from refquant.ir.errors import RefquantError, VerifyError
 from refquant.ir.file import load, whole_file
 from refquant.ir.graph import Graph
 from refquant.ir.target import Target
+from refquant.progress import working
 
 app = typer.Typer(
     help="PyTorch's quantization, bit for bit, without torch.",
@@ -64,7 +65,7 @@ def _graph_of(spec: str, shapes: list[str] | None, engine: str = "fbgemm") -> Gr
     from refquant.importers.fx import from_fx
     from refquant.sources import read_source
 
-    with out.status(f"importing {spec}"), warnings.catch_warnings():
+    with working(f"importing {spec}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = read_source(spec, shapes or [])
         return from_fx(source.model, source.inputs, target=engine)
@@ -76,7 +77,7 @@ def demo(json_: Json = False, executor: Executor = "fast") -> None:
     from refquant.demo import run_demo
 
     started = time.perf_counter()
-    with out.status("running 450 images (the first run compiles the kernels)"):
+    with working("running 450 images"):
         report = run_demo(_check_executor(executor))
     seconds = time.perf_counter() - started
     if json_:
@@ -171,7 +172,7 @@ def run(
     graph = _graph_of(source, shape)
     inputs = read_inputs(input_ or [], graph, batch)
     target = Target.parse(engine) if engine else graph.target
-    with out.status("running"):
+    with working("running"):
         result = graph.run(*inputs, target=target, executor=_check_executor(executor), record=True)
     wanted = result.values if record else {value.name for value in graph.outputs}
     arrays: dict[str, Any] = {
@@ -211,7 +212,7 @@ def compare(
     executors = ["reference", "fast"] if executor == "both" else [executor]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with out.status("importing"):
+        with working("importing"):
             found = read_source(source, shape or [])
             if model:
                 graph = load(model)
@@ -219,7 +220,7 @@ def compare(
                 graph = from_fx(found.model, found.inputs, target=str(target))
         reports = []
         for name in executors:
-            with out.status(f"running torch and the {name} executor"):
+            with working(f"running torch and the {name} executor"):
                 reports.append(
                     run_diff(graph, found.model, found.inputs, target, _check_executor(name))
                 )
@@ -263,8 +264,43 @@ def saturation(
 
 
 @app.command()
-def doctor(json_: Json = False) -> None:
+def warmup(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Models; without one, what most models need.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Target to reproduce.")] = None,
+    json_: Json = False,
+    shape: Shapes = None,
+) -> None:
+    """Compile ahead, so that the first run of a model does not have to."""
+    from refquant.warmup import common_work, work_of
+
+    target = Target.parse(engine) if engine else None
+    if files:
+        work = [work_of(file, _graph_of(file, shape), target) for file in files]
+    else:
+        work = common_work(target or Target())
+    with working("compiling ahead") as progress:
+        for number, (name, call) in enumerate(work, 1):
+            progress.step(f"{number}/{len(work)} {name}")
+            call()
+    if json_:
+        _emit({"kernels": progress.kernels, "steps": [name for name, _ in work]})
+    else:
+        out.print(f"{progress.kernels} kernels compiled; the others were there")
+
+
+@app.command()
+def doctor(
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove all compiled kernels.")
+    ] = False,
+    json_: Json = False,
+) -> None:
     """Tell what this machine has: versions, vector instructions, JIT cache, torch's engines."""
+    if clear_cache:
+        _clear_cache(json_)
+        return
     from refquant.machine import describe
 
     facts = describe()
@@ -275,3 +311,18 @@ def doctor(json_: Json = False) -> None:
     for key, value in facts.items():
         table.add_row(key, ", ".join(value) if isinstance(value, list) else str(value))
     out.print(table)
+
+
+def _clear_cache(json_: bool) -> None:
+    from refquant.kernels.jit_cache import clear
+
+    removed = clear()
+    if json_:
+        _emit({"removed": [entry._asdict() | {"folder": str(entry.folder)} for entry in removed]})
+        return
+    for entry in removed:
+        which = "current" if entry.current else "stale"
+        size = f"{entry.kernels} kernels, {entry.bytes / 1e6:.1f} MB"
+        print(f"removed {entry.folder} ({which}): {size}")
+    if not removed:
+        print("no compiled kernels to remove")

@@ -6,7 +6,10 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refquant.kernels.jit_cache import Kept
 
 _PACKAGES = ("refquant", "numpy", "numba", "llvmlite", "onnx", "torch")
 _FEATURES = ("avx2", "fma", "avx512f", "avx512bw", "avx512vnni", "avxvnni", "avx512vbmi")
@@ -19,6 +22,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _size(folders: list[Kept]) -> str:
+    kernels, size = sum(entry.kernels for entry in folders), sum(e.bytes for e in folders)
+    return f"{kernels} kernels, {size / 1e6:.1f} MB"
+
+
 def describe() -> dict[str, str | list[str]]:
     """Return facts by name: versions, CPU features, JIT cache, torch's engines and threads."""
     import llvmlite.binding as llvm
@@ -26,10 +34,12 @@ def describe() -> dict[str, str | list[str]]:
 
     from refquant.ir.target import Target
     from refquant.kernels.jit import CACHE_FOLDER
+    from refquant.kernels.jit_cache import kept
 
     features = dict(llvm.get_host_cpu_features())
-    cache = Path(CACHE_FOLDER)
-    files = list(cache.rglob("*.nbc"))
+    folders = kept()
+    current = [entry for entry in folders if entry.current]
+    stale = [entry for entry in folders if not entry.current]
     facts: dict[str, str | list[str]] = {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -39,8 +49,9 @@ def describe() -> dict[str, str | list[str]]:
         "cpu count": str(os.cpu_count()),
         "default target": str(Target()),
         "jit": "disabled (NUMBA_DISABLE_JIT)" if nb.config.DISABLE_JIT else "enabled",
-        "jit cache": str(cache),
-        "jit cache entries": f"{len(files)} kernels, {sum(f.stat().st_size for f in files)} bytes",
+        "jit cache": str(CACHE_FOLDER) if CACHE_FOLDER else "none",
+        "jit cache size": _size(current),
+        "jit cache, stale": f"{len(stale)} folders of other sources: {_size(stale)}",
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
     }
     if facts["torch"] != "not installed":

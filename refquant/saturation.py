@@ -27,10 +27,11 @@ from refquant.kernels import (
     requantize,
 )
 from refquant.kernels.accumulate import Sums
-from refquant.kernels.convolve import Window, seen_rows
+from refquant.kernels.convolve_pairs import seen_rows
 from refquant.kernels.packing import PackedWeight
 from refquant.kernels.pairs import count_saturated
 from refquant.kernels.quantize_per_tensor_dynamic import qparams_of
+from refquant.kernels.walk import Window
 
 Int8 = npt.NDArray[np.int8]
 LOWEST, HIGHEST = -(2**15), 2**15 - 1

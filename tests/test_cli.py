@@ -171,5 +171,5 @@ def test_an_error_is_one_line_and_nothing_is_written(
 
 def test_help_names_every_command() -> None:
     help_text: Any = refquant("--help", cwd=ROOT).stdout
-    for command in ("demo", "show", "import", "run", "compare", "doctor"):
+    for command in ("demo", "show", "import", "run", "compare", "warmup", "doctor"):
         assert command in help_text

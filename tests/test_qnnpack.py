@@ -1,4 +1,4 @@
-"""Where qnnpack has an arithmetic of its own beside the products: the sum of two tensors."""
+"""Where qnnpack has an arithmetic of its own beside the products: sums and softmax."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
-from refquant.ir.types import qint8
+from refquant.ir.types import qint8, quint8
 from refquant.kernels.layout import channels_last
+from refquant.ledger.cell import Cell
+from refquant.ledger.draw.pointwise import softmax
 
 QNNPACK = Target("qnnpack")
 
@@ -104,3 +106,36 @@ def test_transposed_convolution_in_three_dimensions_is_refused(fast: bool) -> No
     op = OPS["quantized::conv_transpose3d"].bind(QNNPACK, fast=fast)
     with pytest.raises(UnsupportedError, match="reads memory that it did not write"):
         op(x, weight, None, **attributes)
+
+
+def test_softmax_by_a_table_of_integers() -> None:
+    """Elements that change within 3 ulp of the input's scale, in every layout."""
+    name, rng = "quantized::softmax", np.random.default_rng(3)
+    op, cell = OPS[name], Cell(name, QNNPACK, quint8)
+    other = op.bind(Target("fbgemm"), fast=True)
+    compared = apart = refused = 0
+    for _ in range(400):
+        (x,), attributes = softmax(rng, cell, 1000)
+        usual = attributes["output_scale"] == 1 / 256 and attributes["output_zero_point"] == 0
+        if not usual or attributes["dim"] < 0:  # torch takes no negative one
+            continue
+        try:
+            for fast in (False, True):
+                actual = op.bind(QNNPACK, fast=fast)(x, **attributes)
+                assert_same(actual, call_torch(name, (x,), attributes))
+        except UnsupportedError:
+            refused += 1
+            continue
+        compared += 1
+        apart += int((actual.int_repr != other(x, **attributes).int_repr).sum())
+    assert compared > 60
+    assert apart > 10
+    assert 0 < refused < 30
+
+
+def test_softmax_of_a_transposed_tensor_is_refused() -> None:
+    x = QTensor(np.zeros((2, 3), np.uint8).T, 1.0, 0)
+    attributes = {"dim": 0, "output_scale": 1 / 256, "output_zero_point": 0}
+    for fast in (False, True):
+        with pytest.raises(UnsupportedError, match="softmax: torch's qnnpack scrambles"):
+            OPS["quantized::softmax"].bind(QNNPACK, fast=fast)(x, **attributes)

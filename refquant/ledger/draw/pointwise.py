@@ -215,14 +215,18 @@ def prelu(rng: Rng, cell: Cell, size: int) -> Call:
 
 
 def softmax(rng: Rng, cell: Cell, size: int) -> Call:
-    """Draw a softmax over any dimension, mostly with the usual output scale 1 / 256."""
+    """Draw a softmax over any dimension, half of them with the usual output scale 1 / 256."""
     x = _narrow(rng, cell, size)
     dim = int(rng.integers(-x.int_repr.ndim, x.int_repr.ndim))
     start = float(rng.choice([1 / 300, 1 / 3000, 1 / 30]))
     attributes = {"dim": dim, **output(rng, cell.dtype, start, "output_")}
-    if rng.random() < 0.2:
-        low = cell.dtype.limits[0]
-        return Call((x,), {"dim": dim, "output_scale": 1 / 256, "output_zero_point": low})
+    if rng.random() < 0.5:
+        usual = {"dim": dim, "output_scale": 1 / 256, "output_zero_point": cell.dtype.limits[0]}
+
+        def scaled(scale: float) -> Call:
+            return Call((QTensor(x.int_repr, scale, x.zero_point, None, x.dtype),), usual)
+
+        return at_tie(rng, cell, scaled, float(x.scale))
     return at_tie(rng, cell, lambda s: Call((x,), _placed(attributes, "output_scale", s)), start)
 
 
