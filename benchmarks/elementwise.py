@@ -26,12 +26,12 @@ def _pointwise(rng: np.random.Generator, channels: int, edge: int) -> Iterator[C
     for name in ("add", "add_relu", "mul", "mul_relu"):
         yield f"quantized::{name}", *two, given
     gate = image(rng, 1, channels, 1, 1)
-    yield "quantized::mul", (a, gate), (ta, to_torch(gate)), given
+    yield "quantized::mul by channel", (a, gate), (ta, to_torch(gate)), given
     for name in ("add_scalar", "mul_scalar"):
         yield f"quantized::{name}", (a, 0.7), (ta, 0.7), {}
     yield "quantized::cat", (a, b), ([ta, tb],), {"dim": 1, **given}
     other = QTensor(b.int_repr, given["scale"], int(given["zero_point"]))
-    yield "quantized::cat", (a, other), ([ta, to_torch(other)],), {"dim": 1, **given}
+    yield "quantized::cat one copied", (a, other), ([ta, to_torch(other)],), {"dim": 1, **given}
     for name in ("relu", "sigmoid", "tanh", "hardsigmoid"):
         yield f"aten::{name}", *one, {}
     yield "aten::hardtanh", *one, {"min_val": 0.0, "max_val": 3.0}
@@ -122,15 +122,17 @@ def elementwise(engine: str) -> Iterator[Pair]:
     for channels, edge in SHAPES:
         rng = np.random.default_rng([1, channels])
         for family in (_pointwise, _pools, _norms, _conversions):
-            for name, ours, theirs, attributes in family(rng, channels, edge):
+            for call, ours, theirs, attributes in family(rng, channels, edge):
+                name, _, note = call.partition(" ")
                 function = kernel(name, engine)
                 space, _, op = name.partition("::")
                 other = getattr(torch.ops, space)
                 for part in op.split("."):
                     other = getattr(other, part)
+                note = f"{note} " if note else _describe(attributes)
                 kind = "" if _is_nhwc(ours[0]) else " C order"
                 yield Pair(
-                    f"{op} {_describe(attributes)}1 x {channels} x {edge} x {edge}{kind}",
+                    f"{op} {note}1 x {channels} x {edge} x {edge}{kind}",
                     lambda f=function, x=ours, k=attributes: f(*x, **k),
                     lambda f=other, x=theirs, k=attributes: f(*x, **k),
                     other=engine,

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from refquant.kernels.jit import jit
 from refquant.kernels.tensor_iterator import empty_sorted
 
 Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
-SMALL = 1 << 15  # bytes whose alignment does not matter
+SMALL = 1 << 17  # bytes whose alignment does not matter
+LINE = 64  # bytes of a cache line
 
 
 def is_channels_last(x: Array) -> bool:
@@ -164,15 +166,20 @@ def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
 
     Examples
     --------
-    >>> empty_aligned((100, 1000), np.uint8).ctypes.data % 64
+    >>> empty_aligned((1000, 1000), np.uint8).ctypes.data % 64
     0
     """
     size = prod(shape) * np.dtype(dtype).itemsize
     if size < SMALL:
         return np.empty(shape, dtype)
-    memory = np.empty(size + 64, np.uint8)
-    address: int = memory.__array_interface__["data"][0]
-    return np.ndarray(shape, dtype, memory, -address % 64)
+    memory = np.empty(size + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, _to_next_line(memory))
+
+
+@jit
+def _to_next_line(memory: Any) -> Any:
+    # Compiled, because NumPy takes longer to tell an address than a small kernel runs.
+    return -memory.ctypes.data % LINE
 
 
 def flat(x: Array, dtype: npt.DTypeLike) -> tuple[Array, Array, Array]:
@@ -216,8 +223,7 @@ def flat_pair(x: Array, y: Array) -> tuple[Array, Array, Array, Array] | None:
 
 
 def _with_strides(x: Array, dtype: npt.DTypeLike, strides: Ints) -> tuple[Array, Array]:
-    size = x.size
-    into = np.empty(size, dtype) if size < SMALL else empty_aligned((size,), dtype)
+    into = empty_aligned((x.size,), dtype)
     return into, np.ndarray(x.shape, dtype, into, 0, strides)
 
 

@@ -145,7 +145,8 @@ def kernel(x: F32, scale: float, zero_point: int, dtype: DType) -> QTensor:
         _fill_nibbles(values, inverse, np.float32(zero_point), into)
     else:
         _fill_fused(values, float(inverse), zero_point, *dtype.limits, into)
-    return QTensor(q, scale, zero_point, None, dtype)
+    _check_zero_point(zero_point, dtype)
+    return QTensor.unchecked(q, scale, zero_point, dtype)
 
 
 # ---- other forms

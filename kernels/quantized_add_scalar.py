@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.qtensor import QTensor
-from refquant.ir.types import DType, TensorType, qint8, quint8
+from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.types import DType, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
-from refquant.kernels.layout import empty_suggested, memory_order, suggested
+from refquant.kernels.layout import empty_suggested, flat
+from refquant.kernels.lookup import look_up
 from refquant.kernels.pointwise import limit
 from refquant.kernels.rounding_jit import quantize_after
 
@@ -133,6 +135,22 @@ def _requantize(
         out[i] = quantize_after(np.float32(np.int32(value)), m, zero_point, low, high)
 
 
+def _requantize_by(
+    q: Array, scale: float, zero_point: int, to: Shift, dtype: DType, relu: bool, into: Array
+) -> None:
+    m = np.float32(scale) * rounding.reciprocal(to.scale)
+    offset, least = to.steps - zero_point, 0 if relu else -(2**31)
+    _requantize(q, offset, least, m, to.zero_point, *dtype.limits, into)
+
+
+@lru_cache(maxsize=1024)
+def _table(scale: float, zero_point: int, to: Shift, dtype: DType, relu: bool) -> Array:
+    every = np.arange(256, dtype=np.uint8).view(dtype.storage)
+    table = np.empty_like(every)
+    _requantize_by(every, scale, zero_point, to, dtype, relu, table)
+    return table
+
+
 def kernel(qa: QTensor, b: float) -> QTensor:
     """Compute :func:`reference` in one compiled pass."""
     return _run(qa, b, relu=False)
@@ -144,17 +162,17 @@ def kernel_relu(qa: QTensor, b: float) -> QTensor:
 
 
 def _run(qa: QTensor, b: float, *, relu: bool) -> QTensor:
-    to = shift(float(qa.scale), int(qa.zero_point), b, qa.dtype)
-    out = empty_suggested(qa.int_repr, qa.int_repr.dtype)
-    low, high = qa.dtype.limits
-    q, into = memory_order(suggested(qa.int_repr)), memory_order(out)
-    if to.requantize:
-        m = np.float32(qa.scale) * rounding.reciprocal(to.scale)
-        offset, least = to.steps - int(qa.zero_point), 0 if relu else -(2**31)
-        _requantize(q, offset, least, m, to.zero_point, low, high, into)
-    else:
+    scale, zero_point, dtype = float(qa.scale), int(qa.zero_point), qa.dtype
+    to = shift(scale, zero_point, b, dtype)
+    q, into, out = flat(qa.int_repr, qa.int_repr.dtype)
+    if not to.requantize:
+        low, high = dtype.limits
         limit(q, to.zero_point if relu else low, high, into)
-    return QTensor(out, to.scale, to.zero_point, None, qa.dtype)
+    elif dtype == qint32:
+        _requantize_by(q, scale, zero_point, to, dtype, relu, into)
+    else:
+        look_up(q, _table(scale, zero_point, to, dtype, relu), into)
+    return QTensor(out, to.scale, to.zero_point, None, dtype)
 
 
 _X = QTensor(np.array([0, 1, 128, 255], np.uint8), 1.0, 1, None, quint8)

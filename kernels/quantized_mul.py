@@ -373,7 +373,7 @@ def _run(
         for start, middle, end in chunks(out.size, target, vector_width(dtype)):
             multiply(x[start:middle], y[start:middle], in_body, into[start:middle])
             multiply(x[middle:end], y[middle:end], _TAIL, into[middle:end])
-        return QTensor(out, scale, zero_point, None, dtype)
+        return QTensor.unchecked(out, scale, zero_point, dtype)
     x, y = np.broadcast_to(a, out.shape), np.broadcast_to(b, out.shape)
     nest = loops([out, x, y])
     x, y = to_loop_order(x, nest), to_loop_order(y, nest)
@@ -381,7 +381,7 @@ def _run(
     multiply(x, y, in_body, body)
     if plain:
         out[...] = from_loop_order(body, nest, out.shape)
-        return QTensor(out, scale, zero_point, None, dtype)
+        return QTensor.unchecked(out, scale, zero_point, dtype)
     tail = np.empty_like(x)
     multiply(x, y, _TAIL, tail)
     out[...] = np.where(
@@ -389,7 +389,7 @@ def _run(
         from_loop_order(body, nest, out.shape),
         from_loop_order(tail, nest, out.shape),
     )
-    return QTensor(out, scale, zero_point, None, dtype)
+    return QTensor.unchecked(out, scale, zero_point, dtype)
 
 
 def _is_gate(a: Array, b: Array) -> bool:

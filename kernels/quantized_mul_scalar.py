@@ -8,7 +8,7 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.types import DType, QParams, TensorType, qint8, quint8
 from refquant.kernels import checks
-from refquant.kernels.layout import empty_suggested
+from refquant.kernels.layout import flat
 
 
 def scaled(scale: float, zero_point: int, b: float, dtype: DType) -> tuple[float, int]:
@@ -77,15 +77,15 @@ def reference_relu(qa: QTensor, b: float) -> QTensor:
 
 def _multiply(qa: QTensor, b: float, *, relu: bool) -> QTensor:
     scale, zero_point = scaled(float(qa.scale), int(qa.zero_point), b, qa.dtype)
-    out = empty_suggested(qa.int_repr, qa.int_repr.dtype)
+    q, into, out = flat(qa.int_repr, qa.int_repr.dtype)
     if b > 0:
-        out[...] = qa.int_repr
+        into[:] = q
     elif b == 0:
-        out[...] = 0
+        into[:] = 0
     else:
-        out[...] = ~qa.int_repr  # q_max + q_min - q in every dtype
+        np.invert(q, out=into)  # q_max + q_min - q in every dtype
     if relu:
-        np.maximum(out, zero_point, out=out)
+        np.maximum(into, zero_point, out=into)
     return QTensor(out, scale, zero_point, None, qa.dtype)
 
 
