@@ -17,6 +17,7 @@ from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD, Rounding, Stage, finish_sums
+from refquant.kernels.transpose import channels_side_by_side
 from refquant.kernels.walk import Map, Placement, Window, place, placement, walk_of
 
 Array = npt.NDArray[Any]
@@ -99,7 +100,7 @@ def _run(
     source = Map.dense(tuple(spatial))
     depth = layout.run * channels * layout.merged // layout.groups
     is_direct = not layout.depthwise and depth % 4 == 0 and source.holds(window)
-    rows = np.moveaxis(x.int_repr, 1, -1)
+    rows = channels_side_by_side(x.int_repr)
     if is_direct:
         memory = raveled(rows)
     else:

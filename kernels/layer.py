@@ -29,6 +29,7 @@ from refquant.kernels.layout import raveled
 from refquant.kernels.packing import Ints, Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import Rounding, Stage
+from refquant.kernels.transpose import channels_side_by_side
 from refquant.kernels.walk import Map, Walk, Window, placement, walk_of
 
 Array = npt.NDArray[Any]
@@ -239,7 +240,7 @@ class Layer:
 
     def _rows(self, x: QTensor) -> Array:
         if self.window.out:
-            return x.int_repr.transpose(self._to_rows)
+            return channels_side_by_side(x.int_repr)
         return x.int_repr.reshape(self.source.images, self.source.channels)
 
     def _adder(self, operand: Place | None) -> Callable[[QTensor], Other]:
