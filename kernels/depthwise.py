@@ -28,6 +28,7 @@ from refquant.kernels.llvm import (
     I64,
     INTS,
     LONGS,
+    constant,
     data_of,
     load,
     new_function,
@@ -64,18 +65,33 @@ def _by_channel(b: ir.IRBuilder, taps: list[ir.Value]) -> list[ir.Value]:
     return [b.bitcast(part, kind) for part in mixed]
 
 
+def _spread(b: ir.IRBuilder, tap: ir.Value) -> list[ir.Value]:
+    """Do :func:`_by_channel` for one tap beside three zeros."""
+    count = tap.type.count
+    zeros = constant(tap.type, 0)
+    kind = vector(I32, count // 4)
+    parts = []
+    for j in range(4):
+        lanes = []
+        for k in range(count):
+            lane, place = divmod(k, 16)
+            lanes.append(16 * lane + 4 * j + place // 4 if place % 4 == 0 else count)
+        parts.append(b.bitcast(pick(b, tap, zeros, lanes), kind))
+    return parts
+
+
 def _pixels_function(
     module: ir.Module, isa: str, form: str, saturating: bool, pixels: int
 ) -> ir.Function:
     """Emit ``pixels`` pixels of one block of channels: all taps, then the last step."""
-    types = [BYTES, I64, LONGS, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
+    types = [BYTES, I64, LONGS, I64, I64, BYTES, INTS, FLOATS, FLOATS, FLOATS]
     types += [FLOATS, INTS, BYTES, I64]
     name = f"refquant_depthwise_{isa}_{form}_{saturating}_{pixels}"
     function, new = new_function(module, name, types)
     if not new:
         return function
-    x, step, taps, fours, weights, correction, *floats = function.args[:9]
-    real, whole, y, pitch = function.args[9:]
+    x, step, taps, count, fours, weights, correction, *floats = function.args[:10]
+    real, whole, y, pitch = function.args[10:]
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
     kind, small = vector(I32, lanes), vector(I8, 4 * lanes)
@@ -86,15 +102,22 @@ def _pixels_function(
         for parts in totals:
             b.store(begin, parts[j])
     heads = [b.gep(x, [b.mul(step, I64(pixel))]) for pixel in range(pixels)]
-    with cgutils.for_range(b, fours) as four:
-        first = b.shl(four.index, I64(2))
-        at = [b.load(b.gep(taps, [b.add(first, I64(k))])) for k in range(4)]
-        base = b.mul(four.index, I64(16 * lanes))
+
+    def add(group: ir.Value, taken: int) -> None:
+        first = b.shl(group, I64(2))
+        at = [b.load(b.gep(taps, [b.add(first, I64(k))])) for k in range(taken)]
+        base = b.mul(group, I64(16 * lanes))
         factors = [load(b, weights, b.add(base, I64(4 * lanes * j)), kind) for j in range(4)]
         for head, parts in zip(heads, totals, strict=True):
-            mixed = _by_channel(b, [load(b, head, tap, small) for tap in at])
+            loaded = [load(b, head, tap, small) for tap in at]
+            mixed = _spread(b, loaded[0]) if taken == 1 else _by_channel(b, loaded)
             for total, four_bytes, factor in zip(parts, mixed, factors, strict=True):
                 b.store(dot(b, isa, b.load(total), four_bytes, factor), total)
+
+    with cgutils.for_range(b, fours) as group:
+        add(group.index, 4)
+    with cgutils.for_range(b, b.sub(count, fours)) as group:
+        add(b.add(fours, group.index), 1)
     numbers = read_numbers(b, whole, real, lanes)
     constants = [load_constants(b, tuple(floats), j * lanes, lanes) for j in range(4)]
     finish, narrow, *_ = FORMS[form]
@@ -127,6 +150,7 @@ def _depthwise_pixels(
     x0: Any,
     step: Any,
     taps: Any,
+    fours: Any,
     weights: Any,
     w0: Any,
     correction: Any,
@@ -142,7 +166,7 @@ def _depthwise_pixels(
 ) -> Any:
     i64 = nb.types.int64
     signature = nb.types.void(
-        *(isa, form, saturating, pixels, x, i64, i64, taps, weights, i64),
+        *(isa, form, saturating, pixels, x, i64, i64, taps, i64, weights, i64),
         *(correction, addend, factor, multiplier, i64, real, whole, y, i64, i64),
     )
 
@@ -156,10 +180,10 @@ def _depthwise_pixels(
         function = _pixels_function(b.module, *literals, pixels.literal_value)
         count = context.make_array(kinds[7])(context, b, args[7]).nitems
         arguments = [
-            *(data(4, args[5]), args[6], data(7, I64(0)), b.lshr(count, I64(2))),
-            *(b.bitcast(data(8, args[9]), BYTES), *(data(i, args[14]) for i in range(10, 14))),
-            *(data(15, I64(0)), data(16, I64(0))),
-            *(b.bitcast(data(17, args[18]), BYTES), args[19]),
+            *(data(4, args[5]), args[6], data(7, I64(0)), b.lshr(count, I64(2)), args[8]),
+            *(b.bitcast(data(9, args[10]), BYTES), *(data(i, args[15]) for i in range(11, 15))),
+            *(data(16, I64(0)), data(17, I64(0))),
+            *(b.bitcast(data(18, args[19]), BYTES), args[20]),
         ]
         b.call(function, arguments)
         return context.get_dummy_value()
@@ -182,6 +206,7 @@ def _make_depthwise(isa: str, form: str, saturating: int) -> Callable[..., None]
         pixel_step: int,
         pixels: int,
         taps: Array,
+        fours: int,
         weights: Array,
         channels: int,
         correction: Array,
@@ -201,7 +226,8 @@ def _make_depthwise(isa: str, form: str, saturating: int) -> Callable[..., None]
 
         Row ``r`` begins at byte ``r // rows.size * step + rows[r % rows.size]``, and likewise
         its place in ``y``; its pixels are ``pixel_step`` bytes apart and tap ``t`` of a pixel
-        lies ``taps[t]`` bytes further. Elements of ``y`` from ``bound`` on are not touched.
+        lies ``taps[t]`` bytes further. The first ``fours`` groups of taps are four, the others
+        one beside zeros. Elements of ``y`` from ``bound`` on are not touched.
         """
         blocks = (channels + block - 1) // block
         scratch = np.empty(several * block, y.dtype)
@@ -226,14 +252,14 @@ def _make_depthwise(isa: str, form: str, saturating: int) -> Callable[..., None]
                         out, out0, pitch = scratch, 0, block
                     if count == several:
                         _depthwise_pixels(
-                            isa, form, saturating, several, x, from_, pixel_step, taps, weights,
-                            w0, correction, addend, factor, multiplier, lane, real, whole,
+                            isa, form, saturating, several, x, from_, pixel_step, taps, fours,
+                            weights, w0, correction, addend, factor, multiplier, lane, real, whole,
                             out, out0, pitch,
                         )  # fmt: skip
                     else:
                         _depthwise_pixels(
-                            isa, form, saturating, 1, x, from_, pixel_step, taps, weights,
-                            w0, correction, addend, factor, multiplier, lane, real, whole,
+                            isa, form, saturating, 1, x, from_, pixel_step, taps, fours,
+                            weights, w0, correction, addend, factor, multiplier, lane, real, whole,
                             out, out0, pitch,
                         )  # fmt: skip
                     if not direct:

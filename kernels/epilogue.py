@@ -121,7 +121,7 @@ def _scaled(
     return to_int(b, isa, steps)
 
 
-def _added(
+def _fused_added(
     b: ir.IRBuilder,
     isa: str,
     total: ir.Value,
@@ -129,10 +129,25 @@ def _added(
     n: Numbers,
     other: ir.Value,
 ) -> ir.Value:
-    """Requantise as ``_fused``, then add the other operand as ``quantized::add`` does."""
     q = _limited(b, _fused(b, isa, total, constants, n), *n.whole[:3])
+    return _added(b, isa, q, n, other)
+
+
+def _scaled_added(
+    b: ir.IRBuilder,
+    isa: str,
+    total: ir.Value,
+    constants: tuple[ir.Value, ...],
+    n: Numbers,
+    other: ir.Value,
+) -> ir.Value:
+    return _added(b, isa, _scaled(b, isa, total, constants, n), n, other)
+
+
+def _added(b: ir.IRBuilder, isa: str, q: ir.Value, n: Numbers, other: ir.Value) -> ir.Value:
+    """Add the other operand to a result as ``quantized::add`` does."""
     ours = _fma(b, n.real.scale, _float(b, q), n.real.offset)
-    bytes_ = b.zext(other, total.type)
+    bytes_ = b.zext(other, q.type)
     theirs = _fma(b, n.real.other_scale, _float(b, bytes_), n.real.other_offset)
     return to_int(b, isa, b.fmul(b.fadd(ours, theirs), n.real.inverse))
 
@@ -177,6 +192,10 @@ def _saturated(
         bound = _narrow_splat(b, limit, I8, 4 * lanes)
         result = call(b, f"llvm.{name}.v{4 * lanes}i8", whole, result, bound)
     return result
+
+
+def _saturated_sum(b: ir.IRBuilder, isa: str, parts: list[ir.Value], n: Numbers) -> ir.Value:
+    return _saturated(b, isa, parts, *n.whole[3:])
 
 
 def _truncated(b: ir.IRBuilder, isa: str, parts: list[ir.Value]) -> ir.Value:
@@ -239,9 +258,8 @@ class Form(NamedTuple):
 FORMS = {
     "fused": Form(_fused, lambda b, isa, parts, n: _saturated(b, isa, parts, *n.whole[:3])),
     "scaled": Form(_scaled, lambda b, isa, parts, _n: _truncated(b, isa, parts)),
-    "added": Form(
-        _added, lambda b, isa, parts, n: _saturated(b, isa, parts, *n.whole[3:]), adds=True
-    ),
+    "fused_added": Form(_fused_added, _saturated_sum, adds=True),
+    "scaled_added": Form(_scaled_added, _saturated_sum, adds=True),
     "sum": Form(_sum, element=I32),
     "real": Form(_real, element=F32),
 }

@@ -112,7 +112,7 @@ def depthwise(
     """Return the job of a depthwise layer whose lines have ``pixels`` pixels."""
     outputs = weight.sums.size
     before = (
-        *(walk.step, walk.rows, walk.pixel_step, pixels, walk.taps),
+        *(walk.step, walk.rows, walk.pixel_step, pixels, walk.taps, walk.depth4),
         *(weight.data, outputs, *lanes, whole),
     )
     work = walk.total * pixels * walk.taps.size * outputs * DEPTHWISE_COST

@@ -95,8 +95,7 @@ class Layer:
             assert isinstance(kind, TensorType)
             found = limits(kind, self.target, **attributes)
             return None if found is None else self._limited(*found)
-        fusable = self.stage.form == "fused" and not self.weight.layout.depthwise
-        if self.sum is not None or not fusable:
+        if self.sum is not None or self.weight.layout.depthwise:
             return None
         added = addition(name, position, operands, result, self.target)
         return None if added is None else replace(self, sum=added, result=result)
@@ -177,7 +176,7 @@ class Layer:
 
     def _job(self, walk: Walk, size: int) -> Job:
         whole = self.rounding.whole if self.sum is None else self.sum.whole(self.rounding)
-        form = self.stage.form if self.sum is None else "added"
+        form = self.stage.form if self.sum is None else f"{self.stage.form}_added"
         common = (walk, self.weight, self._lanes(), form, whole, size)
         if self.weight.layout.depthwise:
             return job.depthwise(*common, self.window.out[-1], self.saturating)

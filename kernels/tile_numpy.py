@@ -38,13 +38,14 @@ def _finish(
     if form == "real":
         return fma(sums, multiplier, addend)
     with np.errstate(over="ignore", invalid="ignore"):
-        if form == "scaled":
+        if form.startswith("scaled"):
             steps = (sums * multiplier * factor + addend) * real[0] + np.float32(zero_point)
-            return np.asarray(np.rint(np.clip(steps, low, high)), np.int32) & 255
-        q = _whole(fma(addend, factor, sums) * multiplier)
-        q = np.clip(q + zero_point, low, high)
+            q = np.asarray(np.rint(np.clip(steps, low, high)), np.int32)
+        else:
+            q = _whole(fma(addend, factor, sums) * multiplier)
+            q = np.clip(q + zero_point, low, high)
         if other is None:
-            return np.asarray(q)
+            return np.asarray(q, np.int32) & 255
         ours = fma(real[1], q.astype(np.float32), real[2])
         both = ours + fma(real[3], other.astype(np.float32), real[4])
         added = _whole(both * real[5]) + of_sum[0]
@@ -90,7 +91,7 @@ def tile(
     constants = [values[columns] for values in (addend, factor, multiplier)]
     lanes = np.arange(width)
     beside = None
-    if form == "added":
+    if form.endswith("added"):
         index = other0 + others[row : row + height, None] + lanes
         beside = other[np.minimum(index, other.size - 1)]
     finished = _finish(form, total, constants, real, whole, beside)
@@ -107,6 +108,7 @@ def depthwise_pixels(
     x0: int,
     step: int,
     taps: Array,
+    fours: int,
     weights: Array,
     w0: int,
     correction: Array,

@@ -73,7 +73,7 @@ class Walk(NamedTuple):
     rows: Offsets
     step: int
     taps: Offsets  # of each segment, of a depthwise layer each tap
-    depth4: int
+    depth4: int  # fours of bytes of a segment, of a depthwise layer full groups of four taps
     pixel_step: int
     places: Offsets
     place_step: int
@@ -138,7 +138,9 @@ def walk_of(
         rows, places = offsets(out[:-1], steps[:-1]), offsets(out[:-1], tuple(out_pitch[:-1]))
         slots = _depthwise_taps(taps, passes)
         count = images * len(rows)
-        walk = (rows + first, image, slots, 0, steps[-1], places + start, out_image)
+        alone = passes == 1 and taps.size % 4 == 1  # the last tap stands beside zeros
+        fours = len(slots) // 4 - alone
+        walk = (rows + first, image, slots, fours, steps[-1], places + start, out_image)
         return Walk(*walk, count)
     together = min(images, max(1, TABLE_ROWS // max(prod(out), 1)))
     rows = offsets((together, *out), (image, *steps)) + first

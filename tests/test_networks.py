@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import tracemalloc
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flows
+import numpy as np
 import pytest
 
 from refquant.compare import graph_diff, run_diff
@@ -105,3 +107,23 @@ def test_memory_is_bounded_by_parameters_and_live_values(tmp_path: Path, executo
     tracemalloc.stop()
     assert first <= bound
     assert second <= bound
+
+
+def test_memory_does_not_grow_from_run_to_run() -> None:
+    """Nor when the size of the batch changes now and then."""
+    graph = load(ROOT / "refquant" / "data" / "digits_cnn.rq")
+    batches = [np.zeros((n, 1, 8, 8), np.float32) for n in (1, 2, 3)]
+
+    def held(runs: int) -> int:
+        for x in batches:
+            for _ in range(runs):
+                graph(x)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    graph(batches[0])
+    tracemalloc.start()
+    before = held(10)
+    grown = held(330) - before
+    tracemalloc.stop()
+    assert grown < 20_000

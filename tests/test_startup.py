@@ -43,8 +43,9 @@ def modules(script: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def refquant(*arguments: str, cache: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+def refquant(*arguments: str, cache: Path | None, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command with a cache of its own, or with that of the other tests."""
+    env = dict(os.environ) if cache is None else {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "refquant", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=env, **more)
 
@@ -99,13 +100,12 @@ def test_warmup_without_a_file_covers_an_imagenet_architecture(tmp_path: Path) -
 
     from refquant.importers import from_fx
 
-    cache = Path(os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache")
     from_fx(*nets.quantized_net("mobilenet_v2", 64)).save(tmp_path / "net.rq")
-    first = refquant("warmup", "--json", cache=cache)
+    first = refquant("warmup", "--json", cache=None)
     assert first.returncode == 0
     assert len(json.loads(first.stdout)["steps"]) > 10
-    assert json.loads(refquant("warmup", "--json", cache=cache).stdout)["kernels"] == 0
-    net = refquant("warmup", str(tmp_path / "net.rq"), "--json", cache=cache)
+    assert json.loads(refquant("warmup", "--json", cache=None).stdout)["kernels"] == 0
+    net = refquant("warmup", str(tmp_path / "net.rq"), "--json", cache=None)
     assert json.loads(net.stdout)["kernels"] == 0
 
 
