@@ -9,10 +9,11 @@ Files that are not in the table are shared by several ops:
 * observers: ``min_max``, ``calculate_qparams``, ``histc``, ``histogram``,
   ``histogram_search``, ``fuse_batch_norm``;
 * families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``qnnpack_average``,
-  ``qnnpack_softmax``, ``resample``, ``windows``,
+  ``qnnpack_softmax``, ``pool_averages``, ``resample``, ``windows``,
   ``products``, ``float_product``;
 * tables of embeddings: ``rowwise``;
-* memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``;
+* memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``, ``lookup``
+  (tables of 256 entries), ``row_blocks`` and ``row_sums`` (rows of bytes in registers), ``llvm``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
 * ``jit`` compiles, ``jit_cache`` says where the result is kept, ``checks`` refuses.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
-    Nest,
     Rule,
-    average,
-    average_compiled,
     divisors,
     nest,
     reciprocals,
@@ -36,6 +33,7 @@ from refquant.kernels.layout import (
 from refquant.kernels.mean import kernel as mean_kernel
 from refquant.kernels.mean import mean_float
 from refquant.kernels.mean import reference as mean_reference
+from refquant.kernels.pool_averages import COMPILED, PLAIN, Averages, Pool
 from refquant.kernels.rounding_jit import BEFORE, FUSED
 from refquant.kernels.windows import (
     IntOrInts,
@@ -50,7 +48,6 @@ from refquant.kernels.windows import (
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
-Average = Callable[[QTensor, "_Averaged", Rule], Array]
 Mean = Callable[..., Any]
 CHANNELS_PER_STEP = 8
 
@@ -69,14 +66,14 @@ def _adaptive(
     rank: int,
     output_size: IntOrInts,
     target: Target,
-    averaged: Average,
+    averages: Averages,
     mean: Mean,
 ) -> QTensor | Array:
     sizes = per_dimension(output_size, rank, ())
     if rank == 1:
         image: Any = as_image(x.int_repr if isinstance(x, QTensor) else x)
         image = x.with_int_repr(image) if isinstance(x, QTensor) else image
-        y: Any = _adaptive(image, 2, (1, *sizes), target, averaged, mean)
+        y: Any = _adaptive(image, 2, (1, *sizes), target, averages, mean)
         if isinstance(y, QTensor):
             return y.with_int_repr(y.int_repr[..., 0, :])
         return np.asarray(y[..., 0, :])
@@ -87,39 +84,33 @@ def _adaptive(
             q = mean(x, dims, True, target=target)
             restored: QTensor = q.with_int_repr(_restrided(q.int_repr, x.int_repr))
             return restored
-        return _quantized(x, sizes, target, averaged)
+        return _quantized(x, sizes, target, averages)
     if to_one:
         return _restrided(mean_float(x, tuple(range(x.ndim - rank, x.ndim)), target), x)
     windows = [adaptive(n, size) for n, size in zip(x.shape[-rank:], sizes, strict=True)]
     return _average_float(x, windows)
 
 
-def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averaged: Average) -> QTensor:
+def _quantized(x: QTensor, sizes: Sequence[int], target: Target, averages: Averages) -> QTensor:
     """Average windows of exact integers; C order divides 1 by one length after the other."""
     rank = len(sizes)
     if rank == 2 and qnnpack_average.applies(x, target) and _divides(x.shape[-2:], sizes):
-        windows = [adaptive(n, size) for n, size in zip(x.shape[-2:], sizes, strict=True)]
         count = prod(n // size for n, size in zip(x.shape[-2:], sizes, strict=True))
-        return x.with_int_repr(qnnpack_average.average(x, windows, count))
+        pool = _pool(x.shape[-2:], tuple(sizes), False)
+        return x.with_int_repr(averages.by_count(x, pool, count))
     if rank == 3 and x.int_repr.ndim == 4 and is_contiguous_channels_last(x.int_repr):
         raise UnsupportedError(
             "adaptive_avg_pool3d: torch misreads a single volume whose memory is dense with "
             "depth innermost; add a batch dimension"
         )
     rule = _rule(x, rank, target)
-    return x.with_int_repr(averaged(x, _averaged(x.shape[-rank:], tuple(sizes), rule.raw), rule))
-
-
-class _Averaged(NamedTuple):
-    """The windows of a pool and what their sums are multiplied with."""
-
-    windows: list[Windows]
-    factor: F32
-    nest: Nest
+    return x.with_int_repr(
+        averages.by_rule(x, _pool(x.shape[-rank:], tuple(sizes), rule.raw), rule)
+    )
 
 
 @lru_cache(maxsize=1024)
-def _averaged(lengths: tuple[int, ...], sizes: tuple[int, ...], in_turn: bool) -> _Averaged:
+def _pool(lengths: tuple[int, ...], sizes: tuple[int, ...], in_turn: bool) -> Pool:
     pairs = list(zip(lengths, sizes, strict=True))
     windows = [adaptive_rounded(n, size) for n, size in pairs]
     for (n, size), window in zip(pairs, windows, strict=True):
@@ -132,15 +123,7 @@ def _averaged(lengths: tuple[int, ...], sizes: tuple[int, ...], in_turn: bool) -
         factor = reciprocals_in_turn(windows)
     else:
         factor = reciprocals(divisors(windows, count_padding=False))
-    return _Averaged(windows, factor, nest(windows, factor))
-
-
-def _plainly(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
-    return average(x, pool.windows, pool.factor, rule)
-
-
-def _compiled(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
-    return average_compiled(x, pool.nest, rule)
+    return Pool(windows, factor, nest(windows, factor))
 
 
 def _divides(lengths: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -199,7 +182,7 @@ def reference_1d(
     >>> reference_1d(QTensor(np.uint8([[1, 2, 3]]), 0.5, 0), 2).int_repr
     array([[2, 2]], dtype=uint8)
     """
-    return _adaptive(self, 1, output_size, target, _plainly, mean_reference)
+    return _adaptive(self, 1, output_size, target, PLAIN, mean_reference)
 
 
 def reference_2d(
@@ -251,7 +234,7 @@ def reference_2d(
     >>> reference_2d(x, 1).int_repr
     array([[[[2]]]], dtype=uint8)
     """
-    return _adaptive(self, 2, output_size, target, _plainly, mean_reference)
+    return _adaptive(self, 2, output_size, target, PLAIN, mean_reference)
 
 
 def reference_3d(
@@ -266,7 +249,7 @@ def reference_3d(
     >>> reference_3d(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), 1)
     array([[[[3.5]]]], dtype=float32)
     """
-    return _adaptive(self, 3, output_size, target, _plainly, mean_reference)
+    return _adaptive(self, 3, output_size, target, PLAIN, mean_reference)
 
 
 def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
@@ -280,12 +263,12 @@ def reference_windows(self: QTensor, output_size: IntOrInts, target: Target = Ta
     >>> reference_windows(QTensor(np.uint8([[[[[8, 7]]]]]), 0.5, 7), 1).int_repr
     array([[[[[8]]]]], dtype=uint8)
     """
-    return _quantized(self, per_dimension(output_size, 3, ()), target, _plainly)
+    return _quantized(self, per_dimension(output_size, 3, ()), target, PLAIN)
 
 
 def kernel_windows(self: QTensor, output_size: IntOrInts, target: Target = Target()) -> QTensor:
     """Compute :func:`reference_windows` in one compiled pass."""
-    return _quantized(self, per_dimension(output_size, 3, ()), target, _compiled)
+    return _quantized(self, per_dimension(output_size, 3, ()), target, COMPILED)
 
 
 def infer_windows(self: TensorType, output_size: IntOrInts) -> TensorType:
@@ -316,7 +299,7 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         self: QTensor | Array, output_size: IntOrInts, target: Target = Target()
     ) -> QTensor | Array:
         """Compute the reference in one compiled pass."""
-        return _adaptive(self, rank, output_size, target, _compiled, mean_kernel)
+        return _adaptive(self, rank, output_size, target, COMPILED, mean_kernel)
 
     return kernel
 
@@ -372,7 +355,7 @@ OPS = (
                 OTHERS,
             ),
             Case(
-                "one_pixel_of_qnnpack",
+                "one_pixel_by_count",
                 (_u8([[[[8, 7]]]]),),
                 {"output_size": [1, 1]},
                 [[[[7]]]],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache, reduce
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,13 @@ from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
-    Nest,
     Rule,
-    average,
-    average_compiled,
     divisors,
     nest,
     reciprocals,
 )
 from refquant.kernels.layout import channels_last, empty_suggested, is_contiguous_channels_last
+from refquant.kernels.pool_averages import COMPILED, PLAIN, Averages, Pool
 from refquant.kernels.rounding_jit import AFTER, BEFORE
 from refquant.kernels.windows import (
     IntOrInts,
@@ -96,36 +94,31 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
     target: Target,
-    averaged: Callable[[QTensor, _Averaged, Rule], Array],
+    averages: Averages,
 ) -> QTensor | Array:
-    pool = _averaged(
+    pool, divisor = _pool(
         *(tuple(x.shape[-rank:]), hashable(kernel_size), hashable(stride), hashable(padding)),
         *(ceil_mode, count_include_pad, divisor_override),
     )
     if not isinstance(x, QTensor):
         if rank == 1:
-            return _average_float(as_image(x), pool.windows, pool.divisor)[..., 0, :]
-        return _average_float(x, pool.windows, pool.divisor)
+            return _average_float(as_image(x), pool.windows, divisor)[..., 0, :]
+        return _average_float(x, pool.windows, divisor)
     if qnnpack_average.applies(x, target) and rank < 3 and not ceil_mode:
-        return _as_qnnpack(x, rank, pool.windows, prod(per_dimension(kernel_size, rank, ())))
+        count = prod(per_dimension(kernel_size, rank, ()))  # whatever part lies inside
+        if rank > 1:
+            return x.with_int_repr(averages.by_count(x, pool, count))
+        image = x.with_int_repr(as_image(x.int_repr))
+        return x.with_int_repr(averages.by_count(image, pool, count)[..., 0, :])
     if rank == 1:
         image = x.with_int_repr(as_image(x.int_repr))
-        return x.with_int_repr(averaged(image, pool, _rule(image, 2, target))[..., 0, :])
+        return x.with_int_repr(averages.by_rule(image, pool, _rule(image, 2, target))[..., 0, :])
     x = _in_torch_layout(x, rank)
-    return x.with_int_repr(averaged(x, pool, _rule(x, rank, target)))
-
-
-class _Averaged(NamedTuple):
-    """The windows of a pool and what their sums are divided by."""
-
-    windows: list[Windows]
-    divisor: Array
-    factor: F32
-    nest: Nest
+    return x.with_int_repr(averages.by_rule(x, pool, _rule(x, rank, target)))
 
 
 @lru_cache(maxsize=1024)
-def _averaged(
+def _pool(
     lengths: tuple[int, ...],
     kernel_size: IntOrInts,
     stride: IntOrInts | None,
@@ -133,28 +126,14 @@ def _averaged(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-) -> _Averaged:
+) -> tuple[Pool, Array]:
+    """Return the windows and their divisors."""
     windows = _windows(lengths, kernel_size, stride, padding, ceil_mode)
     divisor = divisors(windows, count_padding=count_include_pad)
     if divisor_override is not None:
         divisor = np.full_like(divisor, divisor_override)
     factor = reciprocals(divisor)
-    return _Averaged(windows, divisor, factor, nest(windows, factor))
-
-
-def _plainly(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
-    return average(x, pool.windows, pool.factor, rule)
-
-
-def _compiled(x: QTensor, pool: _Averaged, rule: Rule) -> Array:
-    return average_compiled(x, pool.nest, rule)
-
-
-def _as_qnnpack(x: QTensor, rank: int, windows: list[Windows], count: int) -> QTensor:
-    """Divide by the size of the window, whatever part of it lies inside."""
-    image = x.with_int_repr(as_image(x.int_repr)) if rank == 1 else x
-    y = qnnpack_average.average(image, windows, count)
-    return x.with_int_repr(y[..., 0, :] if rank == 1 else y)
+    return Pool(windows, factor, nest(windows, factor)), divisor
 
 
 def _average_float(x: F32, windows: list[Windows], divisor: Array) -> F32:
@@ -209,7 +188,7 @@ def reference_1d(
             count_include_pad,
             None,
             target,
-            _plainly,
+            PLAIN,
         )
     )
 
@@ -277,7 +256,7 @@ def reference_2d(
     """
     return _avg_pool(
         *(self, 2, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(divisor_override, target, _plainly),
+        *(divisor_override, target, PLAIN),
     )
 
 
@@ -304,7 +283,7 @@ def reference_3d(
     """
     return _avg_pool(
         *(self, 3, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(divisor_override, target, _plainly),
+        *(divisor_override, target, PLAIN),
     )
 
 
@@ -360,7 +339,7 @@ def kernel_1d(
     """Compute :func:`reference_1d` in one compiled pass."""
     return _avg_pool(
         *(self, 1, kernel_size, stride, padding, ceil_mode, count_include_pad),
-        *(None, target, _compiled),
+        *(None, target, COMPILED),
     )
 
 
@@ -378,7 +357,7 @@ def _kernel(rank: int) -> Callable[..., QTensor | Array]:
         """Compute the reference in one compiled pass."""
         return _avg_pool(
             *(self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad),
-            *(divisor_override, target, _compiled),
+            *(divisor_override, target, COMPILED),
         )
 
     return kernel
@@ -424,7 +403,7 @@ OPS = (
                 engines=OTHERS,
             ),
             Case(
-                *("ties_of_qnnpack", (_u8([[[8, 7, 8, 9]]]),)),
+                *("ties_by_count", (_u8([[[8, 7, 8, 9]]]),)),
                 {"kernel_size": [2]},
                 *([[[7, 9]]], "0.5 and 1.5 are rounded before the zero point is added"),
                 engines=(Engine.QNNPACK,),

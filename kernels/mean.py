@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -15,6 +16,7 @@ from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import Dim, TensorType, qint32, quint8
 from refquant.kernels import checks, qnnpack_average, rounding
+from refquant.kernels.averages import Nest, nest
 from refquant.kernels.float_sum import LANES, Block, block, block_compiled, sum_dims
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import channels_last, is_channels_last, is_dense
@@ -51,6 +53,12 @@ def _of_pixels(x: QTensor, keepdim: bool) -> QTensor:
     whole = [Windows(np.array([0]), np.array([n]), np.array([n])) for n in x.shape[2:]]
     q = qnnpack_average.average(x, whole, x.shape[2] * x.shape[3])
     return x.with_int_repr(_shaped(q, (2, 3), keepdim))
+
+
+@lru_cache(maxsize=1024)
+def _whole(lengths: tuple[int, ...]) -> Nest:
+    windows = [Windows(np.array([0]), np.array([n]), np.array([n])) for n in lengths]
+    return nest(windows, np.ones((1, 1), np.float32))
 
 
 def mean_float(x: F32, dims: tuple[int, ...], target: Target, inner: Block = block) -> F32:
@@ -231,8 +239,12 @@ def kernel(
     dims = _dims(x.ndim, dim)
     if not isinstance(self, QTensor):
         return _shaped(mean_float(self, dims, target, block_compiled), dims, keepdim)
-    if x.size == 0 or _is_of_pixels(self, dim, target):
+    if x.size == 0:
         return reference(self, dim, keepdim, target)
+    if _is_of_pixels(self, dim, target):
+        count = x.shape[2] * x.shape[3]
+        pixels = qnnpack_average.average_compiled(self, _whole(x.shape[2:]), count)
+        return self.with_int_repr(_shaped(pixels, (2, 3), keepdim))
     if not _is_innermost(x, dims):
         if _is_of_channels_last(self, dims, target):
             y = _average_pixels(self)

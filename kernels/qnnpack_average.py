@@ -10,9 +10,10 @@ import numpy.typing as npt
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import quint8
-from refquant.kernels import rounding
-from refquant.kernels.averages import window_sums
+from refquant.kernels import averages, rounding
+from refquant.kernels.averages import Nest, Rule, window_sums
 from refquant.kernels.layout import channels_last
+from refquant.kernels.rounding_jit import AFTER
 from refquant.kernels.windows import Windows
 
 ENGINES = (Engine.QNNPACK,)
@@ -38,7 +39,23 @@ def average(x: QTensor, windows: Sequence[Windows], count: int) -> npt.NDArray[n
     """
     zero_point = int(x.zero_point)
     sums = window_sums(x.int_repr.astype(np.int64) - zero_point, windows)
-    scale = np.float32(x.scale)
-    factor = scale / (scale * np.float32(count))
+    factor = _factor(x, count)
     q = rounding.round_after(sums.astype(np.float32), factor, zero_point, x.dtype)
     return channels_last(q) if q.ndim == 4 else q
+
+
+def _factor(x: QTensor, count: int) -> np.float32:
+    scale = np.float32(x.scale)
+    return scale / (scale * np.float32(count))
+
+
+def average_compiled(x: QTensor, windows: Nest, count: int) -> npt.NDArray[np.uint8]:
+    """Compute :func:`average` of windows laid out before, in one compiled pass."""
+    q = x.int_repr
+    factor = _factor(x, count)
+    pool = windows._replace(
+        factor=np.full_like(windows.factor, factor), finite=bool(np.isfinite(factor))
+    )
+    image = x.with_int_repr(channels_last(q if q.ndim == 4 else q[None]))
+    y = averages.average_compiled(image, pool, Rule(image.shape[1], AFTER, AFTER))
+    return y if q.ndim == 4 else np.ascontiguousarray(y[0])
