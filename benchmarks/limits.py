@@ -3,7 +3,18 @@
 Keys are ``section/other/start of the name``; the longest that fits is taken.
 """
 
+_ENCODER = (
+    "profile: half in the dynamic linears, a quarter in gelu (float64, rounded once), the rest "
+    "in layer norms, softmax and float products"
+)
+
 REASONS: dict[str, str] = {
+    "networks/fbgemm/LSTM": (
+        "profile: some 840 calls of operators on 512 elements and 67 dynamic linears of one row; "
+        "nearly all of it is the calls"
+    ),
+    "networks/fbgemm/encoder": _ENCODER,
+    "networks/onnxruntime/encoder": _ENCODER,
     "products/qnnpack/linear 1 x 1 x 1": "both sides are all call and no work",
     "products/qnnpack/linear 16 x 16 x 16": "both sides are all call and no work",
     "onnx.reference/onnx.reference/linear 64 x 64 x 64": (

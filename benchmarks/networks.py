@@ -20,10 +20,10 @@ import numpy as np
 import sequence_nets
 import torch
 from onnx_nets import session, to_onnx
-from pairs import Pair, isa, report, set_threads
+from pairs import Pair, report, set_threads, target
 from torch import nn
 
-from refquant import Graph, Target
+from refquant import Graph
 from refquant.importers import from_fx
 
 ENGINES = ("fbgemm", "onednn", "x86", "qnnpack")
@@ -36,8 +36,7 @@ Made = tuple[nn.Module, tuple[torch.Tensor]]
 
 def imported(model: nn.Module, inputs: tuple[torch.Tensor, ...], engine: str) -> Graph:
     """Return torch's network in the IR, for this machine."""
-    target = str(Target(engine, isa()))
-    return from_fx(model, inputs, target=target)  # type: ignore[no-any-return]
+    return from_fx(model, inputs, target=str(target(engine)))  # type: ignore[no-any-return]
 
 
 def macs_of(graph: Graph, inputs: tuple[torch.Tensor, ...]) -> int:

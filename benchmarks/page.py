@@ -113,13 +113,17 @@ def matrix(results: list[Result], threads: int, peak: float) -> str:
 
 def scaling(results: list[Result]) -> str:
     """Return how much faster refquant, and torch's fbgemm, are on two threads than on one."""
-    found = {(row.name, row.threads): row for row in results if row.other == "fbgemm"}
+    ours: dict[tuple[str, int], float] = {}
+    theirs: dict[tuple[str, int], float] = {}
+    for row in results:
+        key = row.name, row.threads
+        ours[key] = min(row.ours, ours.get(key, row.ours))
+        if row.other == "fbgemm":
+            theirs[key] = row.theirs
     body = []
-    for (name, threads), row in found.items():
-        if threads == 1 and (name, 2) in found:
-            two = found[name, 2]
-            gain = [f"{row.ours / two.ours:.2f}", f"{row.theirs / two.theirs:.2f}"]
-            body.append([name, *gain])
+    for name in (name for name, threads in theirs if threads == 1 and (name, 2) in theirs):
+        gains = [times[name, 1] / times[name, 2] for times in (ours, theirs)]
+        body.append([name, *(f"{gain:.2f}" for gain in gains)])
     return table(["2 threads over 1", "refquant", "fbgemm"], body) if body else ""
 
 
@@ -195,8 +199,11 @@ def _missed(results: list[Result]) -> str:
             cells = [name, row.other, f"{row.wanted:g}", f"{row.ratio:.2f}", short]
             why = limits.reason_of(row.section, row.other, row.name)
             beyond = sum(_bound(each, peak) < (each.wanted or 0) for each in rows)
-            if len(rows) > MANY and beyond:
-                why = f"{beyond} are beyond the peak. {why}".strip()
+            if len(rows) > MANY:
+                why = "; ".join(
+                    [f"{beyond} are beyond the peak"] * bool(beyond)
+                    + [f"the worst: {why}"] * bool(why)
+                )
             body.append([*cells, _bounded(row, peak), why])
     head = ["", "other", "wanted", "reached", "short by", "the peak allows", "what limits it"]
     return table(head, body) if body else "None.\n"
@@ -211,7 +218,9 @@ def _bound(row: Result, peak: float) -> float:
 
 def _bounded(row: Result, peak: float) -> str:
     bound = _bound(row, peak)
-    return "" if bound == float("inf") else f"{bound:.2f}"
+    if bound == float("inf"):
+        return ""
+    return f"{bound:.2f}" if bound < 100 else "over 100"
 
 
 def page(found: dict[str, Any]) -> str:
@@ -285,7 +294,7 @@ def plot(results: list[Result], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yticks([])
         axes.set_xlabel(
-            "the other's time over refquant's, 1 thread (right of the line: refquant is faster)"
+            "the other's time over refquant's on 1 thread; right of the line refquant is faster"
         )
         axes.grid(axis="x", which="both", linewidth=0.3)
         figure.savefig(path, bbox_inches="tight", metadata={"Date": None})

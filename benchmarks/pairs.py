@@ -61,9 +61,14 @@ def isa() -> str:
     return names[torch.backends.cpu.get_cpu_capability()]
 
 
+def target(engine: str) -> Target:
+    """Return what torch is now: the threads decide where its vectors end."""
+    return Target(engine, isa(), torch.get_num_threads())
+
+
 def kernel(name: str, engine: str = "fbgemm") -> Callable[..., Any]:
     """Return what a graph calls for an op: its checks were made when the graph was."""
-    return OPS[name].bind(Target(engine, isa()), fast=True)
+    return OPS[name].bind(target(engine), fast=True)
 
 
 def image(rng: np.random.Generator, *shape: int) -> QTensor:
