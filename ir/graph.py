@@ -127,6 +127,10 @@ class Graph:
     program: Program | None = field(default=None, repr=False)
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the plans, which hold functions and memory of this graph alone."""
+        return {**vars(self), "_plans": {}}
+
     def __call__(self, *inputs: Tensor, executor: Executor = "fast") -> Any:
         """Run the model on arrays; the result is arranged as the model returns it."""
         return self.run(*inputs, executor=executor).outputs

@@ -218,6 +218,14 @@ class PackedWeight(QTensor):
         }
         self.__dict__.update(state)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was kept for the next calls."""
+        return {**self.__dict__, "_lanes": {}, "_pairs": {}, "ready": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what cannot be assigned."""
+        self.__dict__.update(state)
+
     @classmethod
     def of(cls, weight: QTensor, layout: Layout) -> PackedWeight:
         """Return the weight in ``layout``, repacked only if it is not."""

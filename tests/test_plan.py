@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -225,8 +227,22 @@ def test_results_are_not_overwritten_by_the_next_run() -> None:
     first = graph(images(graph, 1, 0))
     kept = [y.int_repr.copy() for y in first]
     graph(images(graph, 1, 1))
-    for y, copy in zip(first, kept, strict=True):
-        np.testing.assert_array_equal(y.int_repr, copy)
+    for y, integers in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(y.int_repr, integers)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda graph: pickle.loads(pickle.dumps(graph))]
+)
+def test_a_copy_has_plans_of_its_own(copied: Any) -> None:
+    graph = network(21)
+    x = images(graph, 2)
+    expected = graph(x)
+    plain(graph, x)
+    other = copied(graph)
+    assert not other._plans
+    assert_same(other(x), expected)
+    assert_same(plain(other, x), expected)
 
 
 def test_threads_may_run_one_graph() -> None:
