@@ -352,10 +352,15 @@ def _fill_8bit(
     """Normalise with finite coefficients by a loop that vectorises."""
     one, zero, channels = np.float32(1), np.float32(zero_point), alpha.size
     least, most = np.float32(floor - to), np.float32(high - to)
-    for first in range(0, x.size, channels):
-        row, into = x[first : first + channels], y[first : first + channels]
+    several = min(x.size // channels, max(1, 1024 // channels))  # pixels that one loop takes
+    a, b = np.empty(several * channels, np.float32), np.empty(several * channels, np.float32)
+    for i in range(several):
+        a[i * channels : (i + 1) * channels] = alpha
+        b[i * channels : (i + 1) * channels] = beta
+    for first in range(0, x.size, a.size):
+        row, into = x[first : first + a.size], y[first : first + a.size]
         for c in range(into.size):
-            real = fma(np.float32(np.float32(row[c]) - zero), alpha[c], beta[c])
+            real = fma(np.float32(np.float32(row[c]) - zero), a[c], b[c])
             into[c] = narrow_after(real, one, to, least, most)
 
 

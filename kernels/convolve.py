@@ -99,7 +99,7 @@ def _run(
     outputs, copies = weight.sums.size, weight.copies
     source = Map.dense(tuple(spatial))
     depth = layout.run * channels * layout.merged // layout.groups
-    is_direct = not layout.depthwise and depth % 4 == 0 and source.holds(window)
+    is_direct = not layout.reads_beyond and depth % 4 == 0 and source.holds(window)
     rows = channels_side_by_side(x.int_repr)
     if is_direct:
         memory = raveled(rows)

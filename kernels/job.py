@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from refquant.kernels import threads
 from refquant.kernels.depthwise import DEPTHWISE
 from refquant.kernels.packing import Lanes, PackedWeight, ceil
-from refquant.kernels.registers import ISA, PANEL, SHAPES
+from refquant.kernels.registers import ISA, LANES, PANEL, SHAPES
 from refquant.kernels.tile import MULTIPLY
 from refquant.kernels.walk import Walk
 
@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 # What the tile takes for the operand that only sums have: memory, places, step of a block.
 NOTHING = np.zeros(0, np.uint8), np.zeros(0, np.int64), 0
+# And for lanes that all take the same four bytes.
+PLAIN = np.zeros(0, np.int64), np.zeros(0, np.int32)
 TALL = SHAPES[ISA].tall
 # Below so many rows each, threads divide the channels: each then reads a part of the weight.
 FEW_ROWS = 8 * TALL
@@ -120,18 +122,33 @@ def depthwise(
     return Job(DEPTHWISE[form, saturating], before, after, walk, size, 0, False, work)
 
 
+@lru_cache(maxsize=256)
+def _gather(inputs: int, each: int, outputs: int) -> tuple[Array, Array]:
+    """Return where each vector of channels begins to read, and which four bytes a lane takes.
+
+    ``inputs`` and ``each`` are the channels of a group.
+    """
+    first = np.minimum(np.arange(0, ceil(outputs, PANEL), LANES), outputs - 1)
+    lanes = np.arange(LANES) // each * (inputs // 4) if each < LANES else np.zeros(LANES)
+    return first // each * inputs, lanes.astype(np.int32)
+
+
 def dense(
     walk: Walk, weight: PackedWeight, lanes: Lanes, form: str, whole: Array, size: int
 ) -> Job:
     """Return the job of any other layer."""
     layout, outputs = weight.layout, weight.sums.size
-    groups = layout.groups // layout.merged
+    groups = 1 if layout.gathered else layout.groups // layout.merged
     inputs = weight.shape[0] if layout.transposed else weight.shape[1] * layout.groups
+    gather = PLAIN
+    if layout.gathered:
+        gather = _gather(4 * walk.depth4, outputs // layout.groups, outputs)
     before = (
-        *(walk.step, walk.rows, walk.taps, walk.depth4),
+        *(walk.step, walk.rows, walk.taps, walk.depth4, *gather),
         *(weight.data, groups, inputs // groups, outputs // groups, *lanes, whole),
     )
     panels = -(-(outputs // groups) // PANEL)
     work = walk.total * walk.taps.size * walk.depth4 * 4 * outputs
     after = (walk.places, walk.place_step, *NOTHING)
-    return Job(MULTIPLY[form], before, after, walk, size, panels, groups == 1, work)
+    function = MULTIPLY[form, layout.gathered]
+    return Job(function, before, after, walk, size, panels, groups == 1, work)

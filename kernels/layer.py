@@ -229,7 +229,7 @@ class Layer:
         source = Map.dense(spatial)
         layout = self.weight.layout
         depth = layout.run * channels * layout.merged // layout.groups
-        if not layout.depthwise and depth % 4 == 0 and source.holds(self.window):
+        if not layout.reads_beyond and depth % 4 == 0 and source.holds(self.window):
             return lambda x: raveled(self._rows(x)), self._walk(source, pixel, result)
         source = Map(self.window.lead, self.window.seen)
         how = placement(spatial, source.sizes, self.window.lead, self.window.spread)

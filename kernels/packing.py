@@ -36,6 +36,9 @@ class Layout(NamedTuple):
     run : int
         Taps in one segment, whose inputs lie side by side in memory: the last kernel size, or 1
         where dilation or other groups' channels lie between them.
+    gathered : bool
+        Groups of few channels: the lanes of a vector belong to several, and each takes its own
+        four bytes.
     depthwise : bool
         One input channel per group: channels are lanes and taps are multiplied in fours.
     transposed : bool
@@ -45,8 +48,14 @@ class Layout(NamedTuple):
     groups: int = 1
     merged: int = 1
     run: int = 1
+    gathered: bool = False
     depthwise: bool = False
     transposed: bool = False
+
+    @property
+    def reads_beyond(self) -> bool:
+        """Whether whole vectors are read, past the last channel of a pixel."""
+        return self.depthwise or self.gathered
 
     @classmethod
     def of(
@@ -58,9 +67,18 @@ class Layout(NamedTuple):
             return cls(run=run, transposed=transposed)
         if inputs == 1 and outputs <= 4:
             return cls(groups, depthwise=True, transposed=transposed)
+        if _can_gather(inputs, outputs):
+            return cls(groups, gathered=True, transposed=transposed)
         fitting = range(max(1, min(groups, PANEL // outputs)), 0, -1)
         merged = next(m for m in fitting if groups % m == 0)
         return cls(groups, merged, transposed=transposed)
+
+
+def _can_gather(inputs: int, outputs: int) -> bool:
+    """Whether whole vectors hold whole groups, or the other way round, and one load its bytes."""
+    whole = LANES % outputs == 0 or outputs % LANES == 0
+    span = max(1, LANES // outputs) * inputs
+    return outputs < PANEL and inputs % 4 == 0 and whole and span <= 4 * LANES
 
 
 def ceil(value: int, step: int) -> int:
@@ -302,7 +320,8 @@ class PackedWeight(QTensor):
         if self.layout.depthwise:
             order = depthwise_order(LANES) + np.arange(0, channels, BLOCK)[:, None]
         else:
-            outputs = channels * self.layout.merged // self.layout.groups
+            together = self.layout.groups if self.layout.gathered else self.layout.merged
+            outputs = channels * together // self.layout.groups
             within = np.minimum(np.arange(ceil(outputs, PANEL)), outputs - 1)
             order = np.arange(0, channels, outputs)[:, None] + within
         return np.minimum(order, channels - 1).ravel()
@@ -355,6 +374,10 @@ def _unread(channels: int) -> Constants:
 
 def _pack_panels(matrix: Array, terms: list[Array], layout: Layout) -> Int8:
     """Pack as [group][panel][pass][segment][k / 4][channel of the panel][4], zero filled."""
+    if layout.gathered:  # channels side by side, each with the inputs of its group
+        matrix = matrix.reshape(1, -1, *matrix.shape[2:])
+        terms = [values.reshape(1, -1, 1, 1) for values in terms]
+        layout = Layout()
     groups, channels, taps, inputs = matrix.shape
     merged, passes = layout.merged, 1 + len(terms)
     apart = (groups // merged, merged, channels, taps, inputs)
@@ -374,6 +397,9 @@ def _pack_panels(matrix: Array, terms: list[Array], layout: Layout) -> Int8:
 
 
 def _unpack_panels(data: Int8, sizes: Ints, layout: Layout, passes: int) -> Array:
+    if layout.gathered:
+        alone = (1, sizes[0] * sizes[1], *sizes[2:])
+        return _unpack_panels(data, alone, Layout(), passes).reshape(sizes)
     groups, channels, taps, inputs = sizes
     merged = layout.merged
     depth = layout.run * merged * inputs

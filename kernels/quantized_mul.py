@@ -293,9 +293,13 @@ def _fill_gated(
     """Do the same for an image whose channels have one factor each."""
     pixels = out.size // gates.size
     if channels_last:
-        for p in range(pixels):
-            row = slice(p * gates.size, (p + 1) * gates.size)
-            _fill_8bit(a[row], gates, za, zb, multiplier, zero_point, low, high, floor, out[row])
+        several = min(pixels, max(1, 4096 // gates.size))  # pixels that one loop takes
+        factors = np.empty(several * gates.size, gates.dtype)
+        for i in range(several):
+            factors[i * gates.size : (i + 1) * gates.size] = gates
+        for begin in range(0, out.size, factors.size):
+            row = slice(begin, min(begin + factors.size, out.size))
+            _fill_8bit(a[row], factors, za, zb, multiplier, zero_point, low, high, floor, out[row])
         return
     factors = np.empty(pixels, gates.dtype)
     for c in range(gates.size):

@@ -49,20 +49,24 @@ Array = npt.NDArray[Any]
 STEPS_OF_ONE_ROW = 4
 
 
-def _tile_function(module: ir.Module, isa: str, form: str, height: int) -> ir.Function:
+def _tile_function(
+    module: ir.Module, isa: str, form: str, gathered: bool, height: int
+) -> ir.Function:
     """Emit ``height`` rows times ``VECTORS`` vectors: all of K, then the last step."""
-    types = [BYTES, LONGS, BYTES, LONGS, I64, I64, INTS, FLOATS, FLOATS, FLOATS]
+    types = [BYTES, LONGS, BYTES, LONGS, I64, I64, LONGS, INTS, INTS, FLOATS, FLOATS, FLOATS]
     types += [FLOATS, INTS, BYTES, LONGS, BYTES, LONGS]
-    function, new = new_function(module, f"refquant_tile_{isa}_{form}_{height}", types)
+    name = f"refquant_tile_{isa}_{form}_{gathered}_{height}"
+    function, new = new_function(module, name, types)
     if not new:
         return function
-    x, rows, weights, segments, count, depth4, correction, *floats = function.args[:10]
-    real, whole, y, places, other, others = function.args[10:]
+    x, rows, weights, segments, count, depth4, vectors, taken, correction = function.args[:9]
+    *floats, real, whole, y, places, other, others = function.args[9:]
     b = ir.IRBuilder(function.append_basic_block("entry"))
     lanes = SHAPES[isa].lanes
     starts = [b.gep(x, [b.load(b.gep(rows, [I64(m)]))]) for m in range(height)]
     begin = [load(b, correction, I64(n * lanes), vector(I32, lanes)) for n in range(VECTORS)]
-    totals = _multiply(b, isa, starts, weights, segments, count, depth4, begin)
+    fetch = _gathering(b, isa, vectors, taken) if gathered else _broadcasting(b, lanes)
+    totals = _multiply(b, isa, fetch, starts, weights, segments, count, depth4, begin)
     numbers = read_numbers(b, whole, real, lanes)
     constants = [load_constants(b, tuple(floats), n * lanes, lanes) for n in range(VECTORS)]
     into = [b.load(b.gep(places, [I64(m)])) for m in range(height)]
@@ -85,9 +89,53 @@ def _tile_function(module: ir.Module, isa: str, form: str, height: int) -> ir.Fu
     return function
 
 
+Fetch = Callable[[ir.Value, ir.Value], list[ir.Value]]
+
+
+def _broadcasting(b: ir.IRBuilder, lanes: int) -> Fetch:
+    """Return what gives every lane the four bytes of a step."""
+
+    def fetch(head: ir.Value, step: ir.Value) -> list[ir.Value]:
+        four = splat(b, load(b, head, b.shl(step, I64(2)), I32), lanes)
+        return [four] * VECTORS
+
+    return fetch
+
+
+def _gathering(b: ir.IRBuilder, isa: str, vectors: ir.Value, taken: ir.Value) -> Fetch:
+    """Return what gives each lane the four bytes of its group.
+
+    ``vectors`` says where each vector begins to read, ``taken`` which fours its lanes take there.
+    """
+    lanes = SHAPES[isa].lanes
+    kind = vector(I32, lanes)
+    first = [b.load(b.gep(vectors, [I64(n)])) for n in range(VECTORS)]
+    index = load(b, taken, I64(0), kind)
+
+    def fetch(head: ir.Value, step: ir.Value) -> list[ir.Value]:
+        at = b.add(index, splat(b, b.trunc(step, I32), lanes))
+        fours = [b.gep(head, [start]) for start in first]
+        if isa == "generic":
+            return [_picked(b, four, at) for four in fours]
+        name = {16: "llvm.x86.avx512.permvar.si.512", 8: "llvm.x86.avx2.permd"}[lanes]
+        return [call(b, name, kind, load(b, four, I64(0), kind), at) for four in fours]
+
+    return fetch
+
+
+def _picked(b: ir.IRBuilder, pointer: ir.Value, index: ir.Value) -> ir.Value:
+    """Load the four bytes of each lane one by one."""
+    result = ir.Constant(index.type, ir.Undefined)
+    for lane in range(index.type.count):
+        at = b.shl(b.sext(b.extract_element(index, I32(lane)), I64), I64(2))
+        result = b.insert_element(result, load(b, pointer, at, I32), I32(lane))
+    return result
+
+
 def _multiply(
     b: ir.IRBuilder,
     isa: str,
+    fetch: Fetch,
     starts: list[ir.Value],
     weights: ir.Value,
     segments: ir.Value,
@@ -116,10 +164,9 @@ def _multiply(
         for i, copy in enumerate(copies):
             base = i * VECTORS * width
             factors = [load(b, here, I64(base + n * width), kind) for n in range(VECTORS)]
-            at = b.add(b.shl(step, I64(2)), I64(4 * i))
+            at = b.add(step, I64(i))
             for head, row in zip(heads, copy, strict=True):
-                four = splat(b, load(b, head, at, I32), kind.count)
-                for total, factor in zip(row, factors, strict=True):
+                for total, four, factor in zip(row, fetch(head, at), factors, strict=True):
                     b.store(dot4(b, isa, b.load(total), four, factor), total)
         b.store(b.gep(here, [I64(len(copies) * VECTORS * width)]), panel)
 
@@ -192,6 +239,7 @@ def _tile(
     _typing: Any,
     isa: Any,
     form: Any,
+    gathered: Any,
     height: Any,
     x: Any,
     x0: Any,
@@ -201,6 +249,9 @@ def _tile(
     w0: Any,
     segments: Any,
     depth4: Any,
+    vectors: Any,
+    v0: Any,
+    taken: Any,
     correction: Any,
     addend: Any,
     factor: Any,
@@ -218,7 +269,8 @@ def _tile(
 ) -> Any:
     i64 = nb.types.int64
     signature = nb.types.void(
-        *(isa, form, height, x, i64, rows, i64, weights, i64, segments, i64),
+        *(isa, form, gathered, height, x, i64, rows, i64, weights, i64, segments, i64),
+        *(vectors, i64, taken),
         *(correction, addend, factor, multiplier, i64, real, whole),
         *(y, i64, places, i64, other, i64, others),
     )
@@ -229,16 +281,16 @@ def _tile(
         def data(index: int, first: ir.Value) -> ir.Value:
             return data_of(context, b, kinds[index], args[index], first)
 
-        literals = (literal.literal_value for literal in (isa, form, height))
-        function = _tile_function(b.module, *literals)
-        count = context.make_array(kinds[9])(context, b, args[9]).nitems
+        literals = isa.literal_value, form.literal_value, bool(gathered.literal_value)
+        function = _tile_function(b.module, *literals, height.literal_value)
+        count = context.make_array(kinds[10])(context, b, args[10]).nitems
         arguments = [
-            *(data(3, args[4]), data(5, args[6]), b.bitcast(data(7, args[8]), BYTES)),
-            *(data(9, I64(0)), count, args[10]),
-            *(data(index, args[15]) for index in (11, 12, 13, 14)),
-            *(data(16, I64(0)), data(17, I64(0))),
-            *(b.bitcast(data(18, args[19]), BYTES), data(20, args[21])),
-            *(data(22, args[23]), data(24, args[6])),
+            *(data(4, args[5]), data(6, args[7]), b.bitcast(data(8, args[9]), BYTES)),
+            *(data(10, I64(0)), count, args[11], data(12, args[13]), data(14, I64(0))),
+            *(data(index, args[19]) for index in (15, 16, 17, 18)),
+            *(data(20, I64(0)), data(21, I64(0))),
+            *(b.bitcast(data(22, args[23]), BYTES), data(24, args[25])),
+            *(data(26, args[27]), data(28, args[7])),
         ]
         b.call(function, arguments)
         return context.get_dummy_value()
@@ -256,7 +308,7 @@ LARGE_CHUNK = 256 << 10
 SMALL_WEIGHT = 512 << 10
 
 
-def _make_multiply(isa: str, form: str) -> Callable[..., None]:
+def _make_multiply(isa: str, form: str, gathered: int) -> Callable[..., None]:
     # Free variables are part of Numba's cache key, so each ISA and form has its own entry.
     tall, short = SHAPES[isa].tall, SHAPES[isa].short
     panel = VECTORS * SHAPES[isa].lanes
@@ -269,6 +321,8 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
         rows: Array,
         segments: Array,
         depth4: int,
+        vectors: Array,
+        taken: Array,
         weights: Array,
         groups: int,
         group_step: int,
@@ -320,6 +374,7 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
                     lane = (group * panels + p) * panel
                     w0 = (group * panels + p) * panel_bytes
                     y0 = block * place_step + group * outputs + n0
+                    v0 = p * VECTORS if gathered else 0
                     o0 = block * other_step + group * outputs + n0
                     m = start
                     while m < stop:
@@ -340,21 +395,21 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
                             out, out0, at, place = scratch, 0, aside, 0
                         if height == tall:
                             _tile(
-                                isa, form, tall, x, x0, rows, m, weights, w0, segments, depth4,
-                                correction, addend, factor, multiplier, lane, real, whole,
-                                out, out0, at, place, other, o0, others,
+                                isa, form, gathered, tall, x, x0, rows, m, weights, w0, segments,
+                                depth4, vectors, v0, taken, correction, addend, factor, multiplier,
+                                lane, real, whole, out, out0, at, place, other, o0, others,
                             )  # fmt: skip
                         elif height == short:
                             _tile(
-                                isa, form, short, x, x0, rows, m, weights, w0, segments, depth4,
-                                correction, addend, factor, multiplier, lane, real, whole,
-                                out, out0, at, place, other, o0, others,
+                                isa, form, gathered, short, x, x0, rows, m, weights, w0, segments,
+                                depth4, vectors, v0, taken, correction, addend, factor, multiplier,
+                                lane, real, whole, out, out0, at, place, other, o0, others,
                             )  # fmt: skip
                         else:
                             _tile(
-                                isa, form, 1, x, x0, rows, m, weights, w0, segments, depth4,
-                                correction, addend, factor, multiplier, lane, real, whole,
-                                out, out0, at, place, other, o0, others,
+                                isa, form, gathered, 1, x, x0, rows, m, weights, w0, segments,
+                                depth4, vectors, v0, taken, correction, addend, factor, multiplier,
+                                lane, real, whole, out, out0, at, place, other, o0, others,
                             )  # fmt: skip
                         if not direct:
                             for i in range(height):
@@ -366,4 +421,8 @@ def _make_multiply(isa: str, form: str) -> Callable[..., None]:
     return multiply
 
 
-MULTIPLY = {form: _make_multiply(ISA, form) for form in FORMS}
+MULTIPLY = {
+    (form, gathered): _make_multiply(ISA, form, int(gathered))
+    for form in FORMS
+    for gathered in (False, True)
+}

@@ -55,6 +55,7 @@ def _finish(
 def tile(
     isa: str,
     form: str,
+    gathered: int,
     height: int,
     x: Array,
     x0: int,
@@ -64,6 +65,9 @@ def tile(
     w0: int,
     segments: Array,
     depth4: int,
+    vectors: Array,
+    v0: int,
+    taken: Array,
     correction: Array,
     addend: Array,
     factor: Array,
@@ -83,11 +87,16 @@ def tile(
     columns = slice(n0, n0 + VECTORS * SHAPES[isa].lanes)
     width = columns.stop - n0
     depth = np.arange(4 * depth4)
-    at = x0 + rows[row : row + height, None, None] + segments[:, None] + depth
-    taken = x[np.minimum(at, x.size - 1)].reshape(height, -1).astype(np.int64)
-    count = taken.shape[1]
-    panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(0, 2, 1)
-    total = taken @ panel.reshape(count, width).astype(np.int64) + correction[columns]
+    begin = np.zeros(width, np.int64)  # of each lane
+    if gathered:
+        starts = np.repeat(vectors[v0 : v0 + VECTORS], SHAPES[isa].lanes)
+        begin = starts + 4 * np.tile(taken, VECTORS)
+    at = x0 + rows[row : row + height, None, None, None] + segments[:, None] + depth
+    seen = x[np.minimum(at + begin[:, None, None], x.size - 1)]
+    seen = seen.reshape(height, width, -1).astype(np.int64)
+    count = seen.shape[2]
+    panel = weights[w0 : w0 + count * width].reshape(-1, width, 4).transpose(1, 0, 2)
+    total = (seen * panel.reshape(width, count)).sum(-1) + correction[columns]
     constants = [values[columns] for values in (addend, factor, multiplier)]
     lanes = np.arange(width)
     beside = None

@@ -128,7 +128,7 @@ def linear(
     return Call((x, weight, bias), {"scale": scale, "zero_point": zero_point})
 
 
-KINDS = ("dense", "pointwise", "grouped", "depthwise", "fast", "nearly_fast")
+KINDS = ("dense", "pointwise", "grouped", "few_in_groups", "depthwise", "fast", "nearly_fast")
 
 
 def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, ...], Geometry]:
@@ -174,6 +174,9 @@ def _shape(rng: np.random.Generator, kind: str, rank: int) -> tuple[tuple[int, .
         "dense": (1, int(rng.integers(1, 40)), int(rng.integers(1, 80))),
         "pointwise": (1, int(rng.integers(1, 80)), int(rng.integers(1, 80))),
         "grouped": tuple(int(v) for v in rng.integers((2, 1, 1), (6, 10, 40))),
+        "few_in_groups": tuple(
+            int(rng.choice(v)) for v in (range(2, 40), (4, 8, 12, 16), (1, 2, 3, 4, 8, 16))
+        ),
         "depthwise": (int(rng.integers(2, 140)), 1, int(rng.integers(1, 6))),
     }[kind]
     geometry = Geometry(kernel, stride, padding, dilation, groups)
