@@ -249,9 +249,8 @@ def page(found: dict[str, Any]) -> str:
         if section in ("networks", "products"):
             parts.append(scaling(rows))
     if found["startup"]:
-        body = [
-            [start.what, f"{start.seconds:.2f} s"] for start in map(Start._make, found["startup"])
-        ]
+        starts = map(Start._make, found["startup"])
+        body = [[row.what, f"{row.seconds:.2f} s", f"{row.cpu:.2f} s"] for row in starts]
         parts += ["## Start-up\n", table(["fresh process", "fastest", "CPU time in it"], body)]
     if found["memory"]:
         rows_of_memory = memory.rows(memory.Memory(*found["memory"]))
