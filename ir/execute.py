@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def run(
         try:
             return _follow(graph, plan, inputs, sizes, set(), None, None)
         finally:
-            shelf.append(plan)
+            _put_back(shelf, plan)
     plan = _plain(graph, target, executor)
     return _follow(graph, plan, inputs, sizes, _wanted(graph, record), observe, modules)
 
@@ -110,16 +111,25 @@ def _plain(graph: Graph, target: Target, executor: Executor) -> Plan:
     return plan
 
 
+# Prepared plans that a graph keeps for each target.
+KEPT = 4
+_lock = Lock()
+
+
 def _taken(shelf: list[Plan], graph: Graph, sizes: dict[str, int]) -> Plan | None:
-    """Take a plan from the shelf; those of other sizes are not kept."""
-    try:
-        plan = shelf.pop()
-    except IndexError:  # another thread may have it
-        return None
-    if plan.fits(graph, sizes):
-        return plan
-    shelf.clear()
+    """Take a plan from the shelf, if one fits that no other thread uses."""
+    with _lock:
+        for index, plan in enumerate(shelf):
+            if plan.fits(graph, sizes):
+                return shelf.pop(index)
     return None
+
+
+def _put_back(shelf: list[Plan], plan: Plan) -> None:
+    """Keep a plan for the next run; the one that was used longest ago goes."""
+    with _lock:
+        shelf.append(plan)
+        del shelf[:-KEPT]
 
 
 def _follow(

@@ -61,6 +61,8 @@ class Op:
     limits
         Of an op that only limits the integers of its operand: ``limits(type, target,
         **attributes)`` returns the lowest and the highest, or None where it does more.
+    keeps_channels_last
+        Whether a channels-last operand 0 surely gives a dense channels-last result.
     source
         Where upstream computes it: ``repository/path::symbol``, one a line.
     cases
@@ -76,6 +78,7 @@ class Op:
     pack: Callable[..., Tensor] | None = None
     prepare: Prepare | None = None
     limits: Callable[..., tuple[int, int] | None] | None = None
+    keeps_channels_last: bool = False
 
     @property
     def doc(self) -> str:

@@ -165,7 +165,11 @@ class _Builder:
         """Return what is to be done, in order."""
         nodes = self.graph.nodes
         tasks = [self._prepare(node) for node in nodes]
-        made = {task.results[0] for task in tasks if task.prepared is not None}
+        made: set[str] = set()  # surely channels-last
+        for task in tasks:
+            keeps = OPS[task.nodes[0].op].keeps_channels_last and task.operands[0] in made
+            if task.prepared is not None or keeps:
+                made.add(task.results[0])
         users = _users([task.operands for task in tasks])
         kept = {value.name for value in self.graph.outputs}
         position = list(range(len(nodes)))

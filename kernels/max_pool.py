@@ -485,6 +485,7 @@ def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op
         reference=reference,
         infer=_infer(rank),
         kernels=dict.fromkeys(ALL_ENGINES, _kernel(rank)),
+        keeps_channels_last=rank == 2,
         source=_SOURCE,
         cases=cases,
     )

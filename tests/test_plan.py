@@ -199,6 +199,34 @@ def test_a_residual_block_is_one_step_for_each_convolution() -> None:
     assert_same(graph(images(graph, 2)), plain(graph, images(graph, 2)))
 
 
+def test_plans_of_a_few_sizes_are_kept() -> None:
+    graph = network(13)
+    for batch in (1, 2, 3, 1, 2, 3):
+        graph(images(graph, batch))
+    shelf = graph._plans[graph.target]
+    assert [plan.sizes for plan in shelf] == [{"N": 1}, {"N": 2}, {"N": 3}]
+    kept = {id(plan) for plan in shelf}
+    for batch in (3, 1, 2, 5, 6):
+        graph(images(graph, batch))
+    assert len(shelf) == 4
+    assert len(kept & {id(plan) for plan in shelf}) == 2
+
+
+def test_a_sum_with_a_pooled_map_is_fused() -> None:
+    builder = Builder(3, "fbgemm")
+    x = builder.convolution(builder.values[0], 64)
+    window = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    x = builder.add("aten::max_pool2d", (x,), {**window, "ceil_mode": False})
+    geometry = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    operands = (x, builder.weight(64, 64, 3, 3), None)
+    y = builder.add("quantized::conv2d", operands, geometry | builder.scale())
+    builder.values.append(builder.add("quantized::add", (y, x), builder.scale()))
+    graph = builder.finish()
+    names = [step.node.op for step in prepared(graph, graph.target, {"N": 1}).steps]
+    assert "quantized::add" not in names
+    assert_same(graph(images(graph, 2)), plain(graph, images(graph, 2)))
+
+
 def test_a_changed_parameter_or_node_is_noticed() -> None:
     graph = network(5)
     x = images(graph, 2)
