@@ -11,6 +11,7 @@ Files that are not in the table are shared by several ops:
 * families: ``activations``, ``averages``, ``decomposed``, ``norms``, ``qnnpack_average``,
   ``qnnpack_softmax``, ``pool_averages``, ``resample``, ``windows``,
   ``products``, ``float_product``;
+* compiled loops apart from their op: ``group_norm_loops``, ``max_pool_loops``, ``softmax_loops``;
 * tables of embeddings: ``rowwise``;
 * memory and loops: ``layout``, ``tensor_iterator``, ``pointwise``, ``movement``, ``lookup``
   (tables of 256 entries), ``row_blocks`` and ``row_sums`` (rows of bytes in registers), ``llvm``;
@@ -142,10 +143,8 @@ OPS.declare(
         "fill": ("aten::fill.Scalar", "aten::fill.Tensor", "aten::masked_fill.Tensor"),
         "gelu": ("aten::gelu",),
         "grid_sampler": ("aten::grid_sampler_2d",),
-        "group_norm": (
-            *("quantized::group_norm", "quantized::instance_norm", "aten::group_norm"),
-            "aten::instance_norm",
-        ),
+        "group_norm": ("quantized::group_norm", "quantized::instance_norm"),
+        "group_norm_float": ("aten::group_norm", "aten::instance_norm"),
         "hardsigmoid": ("aten::hardsigmoid",),
         "hardswish": ("quantized::hardswish", "aten::hardswish"),
         "index": ("aten::embedding", "aten::gather", "aten::index", "aten::index_select"),

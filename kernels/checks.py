@@ -104,6 +104,26 @@ def known_length(op: str, length: Size, dim: int) -> int:
     return length
 
 
+def groups(
+    op: str,
+    input: TensorType,
+    num_groups: int | None,
+    weight: TensorType | None,
+    bias: TensorType | None,
+    least_rank: int,
+) -> None:
+    """Check the operands of a norm per group of channels."""
+    if input.rank < least_rank:
+        raise VerifyError(f"{op}: expected rank {least_rank} or more, got {input}")
+    channels = input.shape[1]
+    if not isinstance(channels, int):
+        raise VerifyError(f"{op}: the number of channels of {input} is symbolic")
+    if num_groups is not None and (num_groups < 1 or channels % num_groups):
+        raise VerifyError(f"{op}: num_groups {num_groups} does not divide {channels} channels")
+    vector(op, weight, channels, "weight")
+    vector(op, bias, channels, "bias")
+
+
 def _list(dtypes: Sequence[DType]) -> str:
     return ", ".join(map(str, dtypes))
 

@@ -1,4 +1,4 @@
-"""``group_norm`` and ``instance_norm``, quantized and float: normalised per group of channels."""
+"""``quantized::group_norm`` and ``instance_norm``: normalised per group of channels."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
-from refquant.kernels.batch_norm import reference_float as batch_norm
-from refquant.kernels.jit import fma, jit
+from refquant.kernels.group_norm_loops import (
+    fill,
+    fill_pixels,
+    statistics,
+    statistics_in_float,
+    statistics_of_pixels,
+)
 from refquant.kernels.layout import empty_suggested, flat, is_contiguous_channels_last
 from refquant.kernels.norms import (
     VECTOR_WIDTH,
     Squares,
-    are_moderate,
     float_squares,
     float_squares_compiled,
     moments,
-    moments_one,
     multiply_add,
-    multiply_add_one,
-    quantize_one,
     quantize_split,
-    sum_and_squares,
     sums,
 )
 from refquant.kernels.pointwise import body_rule
-from refquant.kernels.rounding_jit import narrow_after, narrow_before
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -227,106 +226,6 @@ def reference_instance(
     )
 
 
-def reference_float(
-    input: F32,
-    weight: F32 | None = None,
-    bias: F32 | None = None,
-    *,
-    num_groups: int,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> F32:
-    r"""Normalise a float32 array over groups of channels and all pixels.
-
-    .. math:: y = (x - \mu) / \sqrt{\sigma^2 + \epsilon} \cdot weight_c + bias_c
-
-    Computed in float64 and rounded once. torch works in float32 and sums in the order of its
-    vector registers (channels-last the squares, too, whose mean then loses digits): compare with
-    an absolute tolerance of ``5e-5 * max(1, |y|)`` times the largest weight, as long as the mean
-    is not large against the deviation.
-
-    Examples
-    --------
-    >>> reference_float(np.float32([[[1, 3], [5, 7]]]), num_groups=2, eps=0.0)
-    array([[[-1.,  1.],
-            [-1.,  1.]]], dtype=float32)
-    """
-    n, channels = input.shape[:2]
-    x = input.reshape(n, num_groups, -1).astype(np.float64)
-    centred = x - x.mean(axis=2, keepdims=True)
-    y = centred / np.sqrt((centred * centred).mean(axis=2, keepdims=True) + eps)
-    y = y.reshape(input.shape)
-    per_channel = (channels, *(1,) * (input.ndim - 2))
-    y = y if weight is None else y * weight.reshape(per_channel)
-    y = y if bias is None else y + bias.reshape(per_channel)
-    out = empty_suggested(input, np.float32)
-    out[...] = y
-    return out
-
-
-def reference_instance_float(
-    input: F32,
-    weight: F32 | None,
-    bias: F32 | None,
-    running_mean: F32 | None,
-    running_var: F32 | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-    target: Target = Target(),
-) -> F32:
-    """Normalise each channel of a float32 array over its pixels, or by running statistics.
-
-    ``aten::group_norm`` with one channel in a group (tolerance ``2e-6``); ``aten::batch_norm``,
-    exactly, with ``use_input_stats=False``. C-contiguous.
-
-    Examples
-    --------
-    >>> x = np.float32([[[1, 3], [5, 7]]])
-    >>> reference_instance_float(x, None, None, None, None, True, 0.1, 0.0, False)
-    array([[[-1.,  1.],
-            [-1.,  1.]]], dtype=float32)
-    """
-    if use_input_stats:
-        y = reference_float(input, weight, bias, num_groups=input.shape[1], eps=eps)
-        return np.ascontiguousarray(y)
-    assert running_mean is not None
-    assert running_var is not None
-    y = batch_norm(
-        np.ascontiguousarray(input),
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        False,
-        momentum,
-        eps,
-        cudnn_enabled,
-        target,
-    )
-    return np.ascontiguousarray(y)
-
-
-def _check(
-    op: str,
-    input: TensorType,
-    num_groups: int | None,
-    weight: TensorType | None,
-    bias: TensorType | None,
-    least_rank: int,
-) -> None:
-    if input.rank < least_rank:
-        raise VerifyError(f"{op}: expected rank {least_rank} or more, got {input}")
-    channels = input.shape[1]
-    if not isinstance(channels, int):
-        raise VerifyError(f"{op}: the number of channels of {input} is symbolic")
-    if num_groups is not None and (num_groups < 1 or channels % num_groups):
-        raise VerifyError(f"{op}: num_groups {num_groups} does not divide {channels} channels")
-    checks.vector(op, weight, channels, "weight")
-    checks.vector(op, bias, channels, "bias")
-
-
 def infer(
     input: TensorType,
     weight: TensorType | None,
@@ -339,7 +238,7 @@ def infer(
     """Check shapes, groups and output parameters."""
     op = "quantized::group_norm"
     checks.per_tensor(op, input)
-    _check(op, input, num_groups, weight, bias, 3)
+    checks.groups(op, input, num_groups, weight, bias, 3)
     qparams = checks.output_qparams(op, input.dtype, output_scale, output_zero_point)
     return TensorType(input.dtype, input.shape, qparams)
 
@@ -355,237 +254,9 @@ def infer_instance(
     """Check shapes and output parameters."""
     op = "quantized::instance_norm"
     checks.per_tensor(op, input)
-    _check(op, input, None, weight, bias, 3)
+    checks.groups(op, input, None, weight, bias, 3)
     qparams = checks.output_qparams(op, input.dtype, output_scale, output_zero_point)
     return TensorType(input.dtype, input.shape, qparams)
-
-
-def infer_float(
-    input: TensorType,
-    weight: TensorType | None = None,
-    bias: TensorType | None = None,
-    *,
-    num_groups: int,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> TensorType:
-    """Check dtypes, shapes and groups."""
-    checks.is_float32("aten::group_norm", input)
-    _check("aten::group_norm", input, num_groups, weight, bias, 2)
-    return input
-
-
-def infer_instance_float(
-    input: TensorType,
-    weight: TensorType | None,
-    bias: TensorType | None,
-    running_mean: TensorType | None,
-    running_var: TensorType | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> TensorType:
-    """Check dtypes and shapes; running statistics must be there if they are used."""
-    op = "aten::instance_norm"
-    checks.is_float32(op, input)
-    _check(op, input, None, weight, bias, 2)
-    for name, x in (("running_mean", running_mean), ("running_var", running_var)):
-        if x is not None and use_input_stats:
-            raise UnsupportedError(f"{op}: updating {name} (training) is not supported")
-        if x is None and not use_input_stats:
-            raise VerifyError(f"{op}: {name} is needed without use_input_stats")
-        checks.vector(op, x, input.shape[1], name)
-    return input
-
-
-@jit
-def _statistics(
-    x: Any,
-    groups: int,
-    scale: np.float32,
-    zero_point: int,
-    eps: float,
-    fused: bool,
-    mean: F32,
-    r: F32,
-) -> None:
-    """Fill mean and reciprocal deviation of (N, pixels, C) or, if x is (N, C, pixels), alike."""
-    for n in range(x.shape[0]):
-        for g in range(groups):
-            size = x.shape[2] * x.shape[3]
-            total, squares = sum_and_squares(x[n, g].reshape(size))
-            count = x.shape[2] * x.shape[3]
-            mean[n, g], r[n, g] = moments_one(
-                np.float32(total), np.float32(squares), count, scale, zero_point, eps, fused
-            )
-
-
-@jit
-def _statistics_in_float(
-    x: Any,
-    groups: int,
-    share: int,
-    scale: np.float32,
-    zero_point: int,
-    eps: float,
-    fused: bool,
-    mean: F32,
-    r: F32,
-) -> None:
-    """Fill the same of channels-last (N, pixels, C), summed in float32 by threads' shares."""
-    images, pixels, channels = x.shape
-    threads = (images * pixels + share - 1) // share
-    for n in range(images):
-        sums = np.zeros((threads, 2, channels), np.float32)
-        for p in range(pixels):
-            t = (n * pixels + p) // share
-            row, total_row, square_row = x[n, p], sums[t, 0], sums[t, 1]
-            for c in range(channels):
-                q = np.float32(row[c])
-                total_row[c] += q
-                square_row[c] += np.float32(q * q)
-        per_group = channels // groups
-        for g in range(groups):
-            total = np.float32(0)
-            squares = np.float32(0)
-            for t in range(threads):
-                for c in range(g * per_group, (g + 1) * per_group):
-                    total += sums[t, 0, c]
-                    squares += sums[t, 1, c]
-            mean[n, g], r[n, g] = moments_one(
-                total, squares, per_group * pixels, scale, zero_point, eps, fused
-            )
-
-
-@jit
-def _statistics_of_pixels(
-    x: Any,
-    groups: int,
-    scale: np.float32,
-    zero_point: int,
-    eps: float,
-    fused: bool,
-    mean: F32,
-    r: F32,
-) -> None:
-    """Fill the same of channels-last (N, pixels, C) of few pixels, summed as integers."""
-    images, pixels, channels = x.shape
-    per_group = channels // groups
-    sums = np.empty((2, channels), np.int32)
-    for n in range(images):
-        sums[:] = 0
-        for p in range(pixels):
-            row, totals, squares = x[n, p], sums[0], sums[1]
-            for c in range(channels):
-                q = np.int32(row[c])
-                totals[c] += q
-                squares[c] += np.int32(q * q)
-        for g in range(groups):
-            total, square = np.int64(0), np.int64(0)
-            for c in range(g * per_group, (g + 1) * per_group):
-                total += np.int64(sums[0, c])
-                square += np.int64(sums[1, c])
-            mean[n, g], r[n, g] = moments_one(
-                np.float32(total),
-                np.float32(square),
-                per_group * pixels,
-                scale,
-                zero_point,
-                eps,
-                fused,
-            )
-
-
-@jit
-def _fill(
-    x: Any,
-    zero_point: int,
-    mean: F32,
-    r: F32,
-    weight: F32,
-    bias: F32,
-    fused: bool,
-    inverse: np.float32,
-    to: int,
-    low: int,
-    high: int,
-    rule: int,
-    y: Any,
-) -> None:
-    """Normalise (N, C, pixels)."""
-    per_group = x.shape[1] // mean.shape[1]
-    zero = np.float32(zero_point)
-    least, most = np.float32(low - to), np.float32(high - to)
-    moderate: Any = fused and rule == 0 and are_moderate(bias) and 1e-15 < inverse < 1e15
-    for n in range(x.shape[0]):
-        for c in range(x.shape[1]):
-            row, into = x[n, c], y[n, c]
-            middle, shift = mean[n, c // per_group], bias[c]
-            gain = np.float32(r[n, c // per_group] * weight[c])
-            if moderate and abs(gain) < 1e15:
-                for p in range(into.size):
-                    distance = np.float32(np.float32(np.float32(row[p]) - zero) - middle)
-                    real = fma(distance, gain, shift)
-                    into[p] = narrow_after(real, inverse, to, least, most)
-                continue
-            for p in range(into.size):
-                distance = np.float32(np.float32(np.int64(row[p]) - zero_point) - middle)
-                real = multiply_add_one(distance, gain, shift, fused)
-                into[p] = quantize_one(real, True, inverse, to, low, high, rule)
-
-
-@jit
-def _fill_pixels(
-    x: Any,
-    zero_point: int,
-    mean: F32,
-    r: F32,
-    weight: F32,
-    bias: F32,
-    counted: int,
-    fused: bool,
-    inverse: np.float32,
-    to: int,
-    low: int,
-    high: int,
-    rule: int,
-    y: Any,
-) -> None:
-    """Normalise channels-last (N, pixels, C), the mean in the summand."""
-    channels = x.shape[2]
-    per_group = channels // mean.shape[1]
-    body = counted // 32 * 32
-    zero, z = np.float32(zero_point), np.float32(to)
-    least, most = np.float32(low - to), np.float32(high - to)
-    bottom, top = np.float32(low), np.float32(high)
-    gain, shift = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    in_body = np.empty(channels, np.bool_)
-    for n in range(x.shape[0]):
-        for c in range(channels):
-            g = c // per_group
-            gain[c] = np.float32(r[n, g] * weight[c])
-            shift[c] = multiply_add_one(np.float32(-gain[c]), mean[n, g], bias[c], fused)
-            in_body[c] = c % counted < body
-        moderate: Any = fused and rule == 0 and are_moderate(gain) and are_moderate(shift)
-        moderate = moderate and 1e-15 < inverse < 1e15
-        for p in range(x.shape[1]):
-            row, into = x[n, p], y[n, p]
-            if not moderate:
-                for c in range(channels):
-                    distance = np.float32(np.int64(row[c]) - zero_point)
-                    real = multiply_add_one(distance, gain[c], shift[c], fused)
-                    into[c] = quantize_one(real, in_body[c], inverse, to, low, high, rule)
-            elif body == counted:
-                for c in range(channels):
-                    real = fma(np.float32(np.float32(row[c]) - zero), gain[c], shift[c])
-                    into[c] = narrow_after(real, inverse, to, least, most)
-            else:
-                for c in range(channels):
-                    real = fma(np.float32(np.float32(row[c]) - zero), gain[c], shift[c])
-                    after = narrow_after(real, inverse, to, least, most)
-                    before = narrow_before(real, inverse, z, bottom, top)
-                    into[c] = after if in_body[c] else before
 
 
 def kernel(
@@ -600,7 +271,6 @@ def kernel(
 ) -> QTensor:
     """Compute :func:`reference` in two compiled passes."""
     if input.dtype == qint32:
-        parameters = (num_groups, eps, output_scale, output_zero_point, target)
         parameters = (num_groups, eps, output_scale, output_zero_point, target)
         return _normalise(input, weight, bias, *parameters, float_squares_compiled)
     x = input.int_repr
@@ -627,16 +297,16 @@ def kernel(
     if _is_nhwc(x):
         rows = values.reshape(n, pixels, channels)
         if many:
-            _statistics_in_float(rows, num_groups, -(-n * pixels // target.threads), *moments)
+            statistics_in_float(rows, num_groups, -(-n * pixels // target.threads), *moments)
         else:
-            _statistics_of_pixels(rows, num_groups, *moments)
+            statistics_of_pixels(rows, num_groups, *moments)
         counted = channels if many else channels // num_groups
-        _fill_pixels(*(rows, *affine, counted, *rounded, y.reshape(rows.shape)))
+        fill_pixels(*(rows, *affine, counted, *rounded, y.reshape(rows.shape)))
     else:
         grouped = (n, num_groups, channels // num_groups, pixels)
-        _statistics(values.reshape(grouped), num_groups, *moments)
+        statistics(values.reshape(grouped), num_groups, *moments)
         images = values.reshape(n, channels, pixels)
-        _fill(*(images, *affine, *rounded, y.reshape(images.shape)))
+        fill(*(images, *affine, *rounded, y.reshape(images.shape)))
     return QTensor.unchecked(out, output_scale, output_zero_point, input.dtype)
 
 
@@ -663,9 +333,6 @@ _SOURCE = (
     "::quantized_normalize_kernel",
     "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
     "::quantized_groupnorm_nhwc_kernel",
-)
-_SOURCE_FLOAT = (
-    "pytorch/pytorch/aten/src/ATen/native/cpu/group_norm_kernel.cpp::GroupNormKernelImpl",
 )
 
 OPS = (
@@ -705,41 +372,6 @@ OPS = (
                 _OUTPUT,
                 [[[8, 12], [8, 12]]],
                 "-1 and 1 in each channel",
-            ),
-        ),
-    ),
-    Op(
-        name="aten::group_norm",
-        reference=reference_float,
-        infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
-        source=_SOURCE_FLOAT,
-        cases=(
-            Case(
-                "exact",
-                (np.array([[[1, 3], [5, 7]]], np.float32),),
-                {"num_groups": 2, "eps": 0.0},
-                [[[-1, 1], [-1, 1]]],
-                "variance 1",
-            ),
-        ),
-    ),
-    Op(
-        name="aten::instance_norm",
-        reference=reference_instance_float,
-        infer=infer_instance_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_instance_float),
-        source=("pytorch/pytorch/aten/src/ATen/native/Normalization.cpp::instance_norm",),
-        cases=(
-            Case(
-                "exact",
-                (np.array([[[1, 3], [5, 7]]], np.float32), None, None, None, None),
-                {
-                    **{"use_input_stats": True, "momentum": 0.1},
-                    **{"eps": 0.0, "cudnn_enabled": False},
-                },
-                [[[-1, 1], [-1, 1]]],
-                "variance 1",
             ),
         ),
     ),

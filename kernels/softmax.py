@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,15 @@ from refquant.ir.op import ALL_ENGINES, Case, Op
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Isa, Target
 from refquant.ir.types import DType, TensorType, float32, qint8, qint32, quint8
-from refquant.kernels import checks, elementary, elementary_jit, qnnpack_softmax, rounding
-from refquant.kernels.jit import jit
+from refquant.kernels import checks, elementary, qnnpack_softmax, rounding
 from refquant.kernels.pointwise import run_mask
-from refquant.kernels.rounding_jit import narrow_fused
+from refquant.kernels.softmax_loops import (
+    byte_columns,
+    byte_rows,
+    exponentials,
+    float_columns,
+    float_rows,
+)
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -191,60 +196,6 @@ def infer_float(self: TensorType, dim: int, dtype: DType | None = None) -> Tenso
     return self
 
 
-@jit
-def _total_of_lanes(sums: F32, plain: bool, length: int) -> Any:
-    lanes = sums.size
-    total = sums[0]
-    if plain or length < lanes:
-        for lane in range(1, min(lanes, length)):
-            total += sums[lane]
-        return total
-    half = lanes // 2
-    while half >= 1:
-        for lane in range(half):
-            sums[lane] += sums[lane + half]
-        half //= 2
-    return sums[0]
-
-
-@jit
-def _rows(x: F32, lanes: int, plain: bool, y: F32) -> None:
-    length = x.shape[1]
-    sums = np.empty(lanes, np.float32)
-    for i in range(x.shape[0]):
-        largest = x[i].max()
-        for j in range(length):
-            shifted = np.float32(x[i, j] - largest)
-            if plain:
-                y[i, j] = elementary_jit.exp_glibc(shifted)
-            else:
-                y[i, j] = elementary_jit.exp_sleef(shifted)
-        sums[:] = np.float32(0)
-        for j in range(length):
-            sums[j % lanes] += y[i, j]
-        total = _total_of_lanes(sums, plain, length)
-        factor = np.float32(np.float32(1) / total)
-        for j in range(length):
-            y[i, j] = np.float32(y[i, j] * factor)
-
-
-@jit
-def _columns(x: F32, in_vectors: Any, y: F32) -> None:
-    for n in range(x.shape[0]):
-        for c in range(x.shape[2]):
-            largest = x[n, :, c].max()
-            total = np.float32(0)
-            for k in range(x.shape[1]):
-                shifted = np.float32(x[n, k, c] - largest)
-                if in_vectors[n, c]:
-                    y[n, k, c] = elementary_jit.exp_sleef(shifted)
-                else:
-                    y[n, k, c] = elementary_jit.exp_glibc(shifted)
-                total += y[n, k, c]
-            for k in range(x.shape[1]):
-                y[n, k, c] = np.float32(y[n, k, c] / total)
-
-
 def _compiled(x: F32, dim: int, target: Target) -> F32:
     dim %= max(x.ndim, 1)
     if x.ndim == 0 or x.size == 0:
@@ -253,149 +204,13 @@ def _compiled(x: F32, dim: int, target: Target) -> F32:
     if dim == x.ndim - 1:
         rows = (-1, x.shape[dim])
         plain = target.isa is Isa.DEFAULT
-        _rows(x.reshape(rows), LANES[target.isa], plain, y.reshape(rows))
+        float_rows(x.reshape(rows), LANES[target.isa], plain, y.reshape(rows))
     else:
         inner = int(np.prod(x.shape[dim + 1 :]))
         columns = x.reshape(-1, x.shape[dim], inner)
         in_vectors = _vectorised(len(columns), inner, target)
-        _columns(columns, in_vectors, y.reshape(columns.shape))
+        float_columns(columns, in_vectors, y.reshape(columns.shape))
     return y
-
-
-class _Exponentials(NamedTuple):
-    """``exp`` of the distance of each 8-bit value from each largest one, where ever needed.
-
-    Parameters
-    ----------
-    real : float32, 256
-        What the values stand for, by their bytes.
-    sleef, glibc : float32, 256 x 256
-        By the largest value and the value.
-    known : bool, 2 x 256
-        Which rows of the two tables are filled.
-    """
-
-    real: F32
-    sleef: F32
-    glibc: F32
-    known: npt.NDArray[np.bool_]
-
-
-@lru_cache(maxsize=16)
-def _exponentials(scale: float, zero_point: int, dtype: DType) -> _Exponentials:
-    every = np.arange(256, dtype=np.uint8).view(dtype.storage)
-    real = rounding.dequantize_plain(every, scale, zero_point)
-    sleef, glibc = np.empty((2, 256, 256), np.float32)
-    return _Exponentials(real, sleef, glibc, np.zeros((2, 256), np.bool_))
-
-
-@jit
-def _know(top: int, plain: bool, real: F32, sleef: F32, glibc: F32, known: Any) -> None:
-    """Fill the row of a largest value."""
-    kind = 1 if plain else 0
-    if known[kind, top]:
-        return
-    for i in range(256):
-        shifted = np.float32(real[i] - real[top])
-        if shifted > 0:  # larger than the largest
-            continue
-        if plain:
-            glibc[top, i] = elementary_jit.exp_glibc(shifted)
-        else:
-            sleef[top, i] = elementary_jit.exp_sleef(shifted)
-    known[kind, top] = True
-
-
-@jit
-def _byte_rows(
-    q: Any,
-    flip: int,
-    real: F32,
-    sleef: F32,
-    glibc: F32,
-    known: Any,
-    lanes: int,
-    plain: bool,
-    inverse: np.float32,
-    zero_point: np.float32,
-    low: np.float32,
-    high: np.float32,
-    y: Any,
-) -> None:
-    """Compute :func:`_rows` of bytes, which with ``flip`` added to them sort as numbers."""
-    length = q.shape[1]
-    sums = np.empty(lanes, np.float32)
-    e = np.empty(length, np.float32)
-    for i in range(q.shape[0]):
-        row, into = q[i], y[i]
-        best = np.uint8(0)
-        for j in range(length):
-            value = np.uint8(row[j] ^ np.uint8(flip))
-            best = value if value > best else best
-        top = int(best) ^ flip
-        _know(top, plain, real, sleef, glibc, known)
-        table = glibc[top] if plain else sleef[top]
-        for j in range(length):
-            e[j] = table[row[j]]
-        sums[:] = np.float32(0)
-        whole = length // lanes * lanes
-        for first in range(0, whole, lanes):
-            part = e[first : first + lanes]
-            for lane in range(lanes):
-                sums[lane] += part[lane]
-        for j in range(whole, length):
-            sums[j - whole] += e[j]
-        total = _total_of_lanes(sums, plain, length)
-        factor = np.float32(np.float32(1) / total)
-        for j in range(length):
-            into[j] = narrow_fused(np.float32(e[j] * factor), inverse, zero_point, low, high)
-
-
-@jit
-def _byte_columns(
-    q: Any,
-    flip: int,
-    real: F32,
-    sleef: F32,
-    glibc: F32,
-    known: Any,
-    in_vectors: Any,
-    inverse: np.float32,
-    zero_point: np.float32,
-    low: np.float32,
-    high: np.float32,
-    y: Any,
-) -> None:
-    """Compute :func:`_columns` of bytes."""
-    depth, inner = q.shape[1], q.shape[2]
-    best = np.empty(inner, np.uint8)
-    total = np.empty(inner, np.float32)
-    e = np.empty((depth, inner), np.float32)
-    for n in range(q.shape[0]):
-        best[:] = 0
-        for k in range(depth):
-            row = q[n, k]
-            for c in range(inner):
-                value = np.uint8(row[c] ^ np.uint8(flip))
-                best[c] = value if value > best[c] else best[c]
-        for c in range(inner):
-            best[c] = np.uint8(best[c] ^ np.uint8(flip))
-            _know(best[c], not in_vectors[n, c], real, sleef, glibc, known)
-        total[:] = np.float32(0)
-        for k in range(depth):
-            row, values = q[n, k], e[k]
-            for c in range(inner):
-                if in_vectors[n, c]:
-                    values[c] = sleef[best[c], row[c]]
-                else:
-                    values[c] = glibc[best[c], row[c]]
-            for c in range(inner):
-                total[c] += values[c]
-        for k in range(depth):
-            values, into = e[k], y[n, k]
-            for c in range(inner):
-                share = np.float32(values[c] / total[c])
-                into[c] = narrow_fused(share, inverse, zero_point, low, high)
 
 
 def _kernel_8bit(qx: QTensor, dim: int, scale: float, zero_point: int, target: Target) -> QTensor:
@@ -404,7 +219,7 @@ def _kernel_8bit(qx: QTensor, dim: int, scale: float, zero_point: int, target: T
     x = np.ascontiguousarray(qx.int_repr).reshape(qx.shape)
     y = np.empty(x.shape, x.dtype)
     flip = 128 if dtype.limits[0] < 0 else 0
-    tables: tuple[Any, ...] = (flip, *_exponentials(float(qx.scale), int(qx.zero_point), dtype))
+    tables: tuple[Any, ...] = (flip, *exponentials(float(qx.scale), int(qx.zero_point), dtype))
     rounded: tuple[Any, ...] = (
         rounding.reciprocal(scale),
         *map(np.float32, (zero_point, *dtype.limits)),
@@ -412,12 +227,12 @@ def _kernel_8bit(qx: QTensor, dim: int, scale: float, zero_point: int, target: T
     if dim == x.ndim - 1:
         rows = (-1, x.shape[dim])
         how = (LANES[target.isa], target.isa is Isa.DEFAULT)
-        _byte_rows(*(x.view(np.uint8).reshape(rows), *tables, *how, *rounded, y.reshape(rows)))
+        byte_rows(*(x.view(np.uint8).reshape(rows), *tables, *how, *rounded, y.reshape(rows)))
     else:
         inner = prod(x.shape[dim + 1 :])
         columns = x.view(np.uint8).reshape(-1, x.shape[dim], inner)
         in_vectors = _vectorised(len(columns), inner, target)
-        _byte_columns(*(columns, *tables, in_vectors, *rounded, y.reshape(columns.shape)))
+        byte_columns(*(columns, *tables, in_vectors, *rounded, y.reshape(columns.shape)))
     return QTensor.unchecked(y, scale, zero_point, dtype)
 
 

@@ -17,6 +17,8 @@ from refquant.kernels.layout import is_channels_last, is_contiguous_channels_las
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 IntOrInts = int | Sequence[int]
+# Kernel size, stride, padding and dilation of each dimension.
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class Windows(NamedTuple):
