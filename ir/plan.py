@@ -39,12 +39,13 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Steps, and the nodes, sizes and constants for which they were made."""
+    """Steps, and the nodes, sizes and constants (plain ones by content) they were made for."""
 
     nodes: tuple[Node, ...]
     steps: tuple[Step, ...]
     sizes: Sizes | None = None
     constants: Mapping[str, Tensor] = {}
+    contents: Mapping[str, bytes] = {}
 
     def fits(self, graph: Graph, sizes: Sizes | None) -> bool:
         """Whether nothing was changed since."""
@@ -54,7 +55,14 @@ class Plan(NamedTuple):
             and all(map(is_, old, new))
             and (self.sizes is None or self.sizes == sizes)
             and all(map(is_, self.constants.values(), map(graph.parameters.get, self.constants)))
+            and all(_bytes_of(graph, name) == known for name, known in self.contents.items())
         )
+
+
+def _bytes_of(graph: Graph, name: str) -> bytes:
+    data = graph.parameter(name)
+    assert isinstance(data, np.ndarray)
+    return data.tobytes()
 
 
 def bound_attribute(attribute: Any, sizes: Sizes) -> Any:
@@ -149,7 +157,10 @@ def prepared(graph: Graph, target: Target, sizes: Sizes) -> Plan:
     tasks = builder.tasks()
     _bind(graph, tasks)
     constants = {name: graph.parameter(name) for name in builder.constants}
-    return Plan(tuple(graph.nodes), _steps(graph, tasks), dict(sizes), constants)
+    # Plain arrays can be changed in place; packed weights cannot.
+    plain_ones = [name for name, data in constants.items() if isinstance(data, np.ndarray)]
+    contents = {name: _bytes_of(graph, name) for name in plain_ones}
+    return Plan(tuple(graph.nodes), _steps(graph, tasks), dict(sizes), constants, contents)
 
 
 @dataclass

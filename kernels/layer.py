@@ -252,7 +252,14 @@ class Layer:
         if operand is not None:
             place = (operand.memory, *where)
             return lambda _x: place
-        return lambda x: (raveled(x.int_repr.transpose(self._to_rows)), *where)
+        size = self.size(None)
+
+        def beside(x: QTensor) -> Other:
+            memory = np.empty(size, np.uint8)  # with bytes that tiles may read past it
+            memory[: size - SLACK] = raveled(x.int_repr.transpose(self._to_rows))
+            return (memory, *where)
+
+        return beside
 
     def _borders(self, y: Bytes, whole: Map) -> list[Bytes]:
         """Return the margins of the result, which are filled after the tiles wrote over them."""

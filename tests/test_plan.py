@@ -241,6 +241,9 @@ def test_a_changed_parameter_or_node_is_noticed() -> None:
     after = graph(x)
     assert_same(after, plain(graph, x))
     assert not np.array_equal(before[0].int_repr, after[0].int_repr)
+    bias = next(data for data in graph.parameters.values() if isinstance(data, np.ndarray))
+    bias += 3
+    assert_same(graph(x), plain(graph, x))
     last = graph.nodes[-1]
     kind = TensorType(quint8, last.outputs[0].type.shape, QParams(1.0, 3))
     result = Value(last.name, kind)
