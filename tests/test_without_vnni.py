@@ -47,7 +47,7 @@ def test_kernel_is_the_reference(name: str, engine: Engine) -> None:
     dtype = float32 if name.endswith("dynamic") else quint8
     cell = Cell(name, Target(engine, Isa.AVX2), dtype)
     saturated = 0
-    for index in range(8):
+    for index in range(12):
         _, call = check.sample(cell, index)
         results = [check.by_refquant(cell, call, fast=fast) for fast in (True, False)]
         if isinstance(results[1], Exception):
