@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.prepared import Prepare
 from refquant.ir.qtensor import Tensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import ONNX_ENGINES, TORCH_ENGINES, Engine, Target
 from refquant.ir.types import TensorType
 
-ALL_ENGINES = tuple(Engine)
+EVERY_ENGINE = tuple(Engine)
 
 
 class Case(NamedTuple):
@@ -88,18 +88,22 @@ class Op:
     def kernel(self, engine: Engine) -> Callable[..., Any]:
         """Return the fast function for ``engine``.
 
+        ONNX leaves float operators open: for its engines they are torch's, where those of all
+        its engines agree.
+
         Raises
         ------
         UnsupportedError
             If the engine's numerics of this op are not known.
         """
-        try:
+        if engine in self.kernels:
             return self.kernels[engine]
-        except KeyError:
-            has = ", ".join(sorted(self.kernels))
-            raise UnsupportedError(
-                f"{self.name}: no kernel for engine {engine!s}; it has {has}"
-            ) from None
+        if engine in ONNX_ENGINES and self.name.startswith("aten::"):
+            shared = {self.kernels.get(e) for e in TORCH_ENGINES}
+            if len(shared) == 1 and "quantize" not in self.name and None not in shared:
+                return self.kernels[Engine.FBGEMM]
+        has = ", ".join(sorted(self.kernels))
+        raise UnsupportedError(f"{self.name}: no kernel for engine {engine!s}; it has {has}")
 
     def bind(self, target: Target, *, fast: bool) -> Callable[..., Any]:
         """Return the kernel or the reference for a machine, ready to be called.

@@ -10,12 +10,22 @@ from refquant.ir.errors import VerifyError
 
 
 class Engine(StrEnum):
-    """Which back end's numerics is reproduced (``torch.backends.quantized.engine``)."""
+    """Which back end's numerics is reproduced.
+
+    The first four are torch's (``torch.backends.quantized.engine``); ``onnx`` is the ONNX
+    specification to the letter, ``ort`` onnxruntime's CPU kernels with optimisation off.
+    """
 
     FBGEMM = "fbgemm"
     QNNPACK = "qnnpack"
     ONEDNN = "onednn"
     X86 = "x86"
+    ONNX = "onnx"
+    ORT = "ort"
+
+
+ONNX_ENGINES = (Engine.ONNX, Engine.ORT)
+TORCH_ENGINES = tuple(engine for engine in Engine if engine not in ONNX_ENGINES)
 
 
 class Isa(StrEnum):

@@ -16,14 +16,14 @@ from refquant.ir.errors import VerifyError
 
 @dataclass(frozen=True, eq=False)
 class DType:
-    """An element type, named as in torch.
+    """An element type, named as in torch; those of ONNX that torch has not, as in ml_dtypes.
 
     Parameters
     ----------
     name : str
         torch's name without ``torch.``, such as ``quint8``.
     storage : numpy.dtype
-        What an array of this type holds. ``quint4x2`` stores one value per byte.
+        What an array of this type holds. Types of less than a byte take one byte for each value.
     quant_min, quant_max : int or None
         Range of the quantized values; None where the type is not quantized.
     """
@@ -75,12 +75,26 @@ float16 = DType("float16", np.dtype(np.float16))
 bfloat16 = DType("bfloat16", np.dtype(ml_dtypes.bfloat16))
 float8_e5m2 = DType("float8_e5m2", np.dtype(ml_dtypes.float8_e5m2))
 float8_e4m3fn = DType("float8_e4m3fn", np.dtype(ml_dtypes.float8_e4m3fn))
+float8_e4m3fnuz = DType("float8_e4m3fnuz", np.dtype(ml_dtypes.float8_e4m3fnuz))
+float8_e5m2fnuz = DType("float8_e5m2fnuz", np.dtype(ml_dtypes.float8_e5m2fnuz))
+float8_e8m0fnu = DType("float8_e8m0fnu", np.dtype(ml_dtypes.float8_e8m0fnu))
+float6_e2m3fn = DType("float6_e2m3fn", np.dtype(ml_dtypes.float6_e2m3fn))
+float6_e3m2fn = DType("float6_e3m2fn", np.dtype(ml_dtypes.float6_e3m2fn))
+float4_e2m1fn = DType("float4_e2m1fn", np.dtype(ml_dtypes.float4_e2m1fn))
+complex64 = DType("complex64", np.dtype(np.complex64))
+complex128 = DType("complex128", np.dtype(np.complex128))
 int64 = DType("int64", np.dtype(np.int64))
 int32 = DType("int32", np.dtype(np.int32))
 int16 = DType("int16", np.dtype(np.int16))
 int8 = DType("int8", np.dtype(np.int8))
+int4 = DType("int4", np.dtype(ml_dtypes.int4))
+int2 = DType("int2", np.dtype(ml_dtypes.int2))
+uint64 = DType("uint64", np.dtype(np.uint64))
+uint32 = DType("uint32", np.dtype(np.uint32))
 uint16 = DType("uint16", np.dtype(np.uint16))
 uint8 = DType("uint8", np.dtype(np.uint8))
+uint4 = DType("uint4", np.dtype(ml_dtypes.uint4))
+uint2 = DType("uint2", np.dtype(ml_dtypes.uint2))
 bool_ = DType("bool", np.dtype(np.bool_))
 quint8 = DType("quint8", np.dtype(np.uint8), 0, 255)
 qint8 = DType("qint8", np.dtype(np.int8), -128, 127)
@@ -91,7 +105,10 @@ DTYPES: dict[str, DType] = {
     dtype.name: dtype
     for dtype in (
         *(float64, float32, float16, bfloat16, float8_e5m2, float8_e4m3fn),
-        *(int64, int32, int16, int8, uint16, uint8, bool_),
+        *(float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu),
+        *(float6_e2m3fn, float6_e3m2fn, float4_e2m1fn, complex64, complex128),
+        *(int64, int32, int16, int8, int4, int2),
+        *(uint64, uint32, uint16, uint8, uint4, uint2, bool_),
         *(quint8, qint8, qint32, quint4x2),
     )
 }
@@ -104,7 +121,7 @@ def dtype_of(array: np.ndarray[Any, Any]) -> DType:
     Raises
     ------
     VerifyError
-        If torch has no such element type.
+        If there is no such element type.
 
     Examples
     --------

@@ -17,10 +17,12 @@ Files that are not in the table are shared by several ops:
   (tables of 256 entries), ``row_blocks`` and ``row_sums`` (rows of bytes in registers), ``llvm``;
 * int8 products: ``accumulate`` (the reference's sums), ``packing``, ``registers``, ``tile``,
   ``tile_numpy``, ``convolve``;
+* the operators of ONNX: the folder ``onnx``, with a table of its own;
 * ``jit`` compiles, ``jit_cache`` says where the result is kept, ``checks`` refuses.
 """
 
 from refquant.ir.op import OPS
+from refquant.kernels import onnx as onnx
 
 _RANKS = (1, 2, 3)
 _BITS = ("byte", "4bit", "2bit")

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import Dim, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
@@ -321,7 +321,7 @@ def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op
         name=f"aten::adaptive_avg_pool{rank}d",
         reference=reference,
         infer=_infer(rank),
-        kernels=dict.fromkeys(ALL_ENGINES, _kernel(rank)),
+        kernels=dict.fromkeys(TORCH_ENGINES, _kernel(rank)),
         source=_SOURCE,
         cases=cases,
     )
@@ -403,7 +403,7 @@ OPS = (
         name="aten::_adaptive_avg_pool3d",
         reference=reference_windows,
         infer=infer_windows,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_windows),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_windows),
         source=_SOURCE,
         cases=(
             Case(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, type_of
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import DType, TensorType, float32
 from refquant.kernels.checks import broadcast
 from refquant.kernels.layout import elementwise
@@ -277,7 +278,7 @@ def _op(
         name=name,
         reference=reference,
         infer=_infer(name, rule),
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
         cases=cases,
     )

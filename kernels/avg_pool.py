@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import Size, TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, qnnpack_average
 from refquant.kernels.averages import (
@@ -383,7 +383,7 @@ def _op(
         name=f"aten::avg_pool{rank}d",
         reference=reference,
         infer=_infer(rank),
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=cases,
     )

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import fma, jit
@@ -453,7 +453,7 @@ def _op(name: str, *, relu: bool) -> Op:
         name=f"quantized::{name}_relu" if relu else f"quantized::{name}",
         reference=reference_relu if relu else reference,
         infer=_infer(f"{name}_relu" if relu else name),
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu if relu else kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu if relu else kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -470,7 +470,7 @@ OPS = (
         name="aten::batch_norm",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_float),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/cpu/batch_norm_kernel.cpp::batch_norm_cpu_kernel",
         ),

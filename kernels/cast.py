@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import DType, TensorType, float16, int32
 from refquant.kernels.layout import elementwise
 
@@ -53,7 +54,7 @@ OPS = (
         name="aten::to",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/aten/src/ATen/native/TensorConversions.cpp",),
         cases=(
             Case("truncate", (_X,), {"dtype": int32}, [1, -2, 65536], "towards zero"),

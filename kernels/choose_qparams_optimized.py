@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import checks
 from refquant.kernels.jit import jit
@@ -197,7 +198,7 @@ OPS = (
         name="aten::choose_qparams_optimized",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=("pytorch/aten/src/ATen/native/quantized/QTensor.cpp::choose_qparams_optimized",),
         cases=(
             Case("shrunk", (_ROW,), _attributes(5, 4, 1), ([8], [2]), "0 to 2 costs least"),

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.layout import flat, is_channels_last
@@ -180,7 +180,7 @@ OPS = (
         reference=clamp,
         infer=infer_clamp,
         limits=limits,
-        kernels=dict.fromkeys(ALL_ENGINES, clamp),
+        kernels=dict.fromkeys(TORCH_ENGINES, clamp),
         source=_SOURCE,
         cases=(
             Case(
@@ -215,7 +215,7 @@ OPS = (
         limits=lambda x, target, min_val=-1.0, max_val=1.0: limits(
             x, target, min=min_val, max=max_val
         ),
-        kernels=dict.fromkeys(ALL_ENGINES, hardtanh),
+        kernels=dict.fromkeys(TORCH_ENGINES, hardtanh),
         source=_SOURCE,
         cases=(
             Case(
@@ -229,7 +229,7 @@ OPS = (
         reference=relu6,
         infer=infer_relu6,
         limits=partial(limits, min=0.0, max=6.0),
-        kernels=dict.fromkeys(ALL_ENGINES, relu6),
+        kernels=dict.fromkeys(TORCH_ENGINES, relu6),
         source=_SOURCE,
         cases=(
             Case(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, bool_
 from refquant.kernels import dequantize
 from refquant.kernels.checks import broadcast
@@ -77,7 +78,7 @@ def _ops(
             name=full,
             reference=reference,
             infer=_infer(full),
-            kernels=dict.fromkeys(ALL_ENGINES, reference),
+            kernels=dict.fromkeys(TORCH_ENGINES, reference),
             source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
             cases=(Case("values", operands, attributes, expected, case),),
         )
@@ -115,7 +116,7 @@ def _logical(name: str, function: Callable[[Array, Array], Any], expected: list[
         name=f"aten::logical_{name}",
         reference=reference,
         infer=_infer(f"logical_{name}", quantized=False),
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/aten/src/ATen/native/BinaryOps.cpp",),
         cases=(Case("values", operands, {}, expected, "NaN is true"),),
     )

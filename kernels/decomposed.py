@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import (
     DType,
     Shape,
@@ -153,7 +154,7 @@ def decomposed_op(
         name=f"quantized_decomposed::{name}",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel or reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel or reference),
         source=SOURCE,
         cases=cases,
     )

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, float32, qint8, qint32, quint4x2, quint8
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
@@ -155,7 +156,7 @@ OPS = (
         name="aten::dequantize",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/AffineQuantizer.cpp"
             "::dequantize_tensor_per_tensor_affine",

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, quint8
 from refquant.kernels import checks
 
@@ -97,7 +98,7 @@ OPS = (
         name="aten::dropout",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=_SOURCE,
         cases=(Case("eval", (_X,), {"p": 0.5, "train": False}, [1, 2], "the identity"),),
     ),
@@ -105,7 +106,7 @@ OPS = (
         name="quantized::dropout",
         reference=reference_quantized,
         infer=infer_quantized,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_quantized),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_quantized),
         source=_SOURCE,
         cases=(
             Case(

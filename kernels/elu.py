@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import QParams, TensorType, quint8
 from refquant.kernels import checks, elementary, elementary_jit
 from refquant.kernels.activations import (
@@ -270,7 +270,7 @@ OPS = (
         name="quantized::elu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("default", (_X,), _OUTPUT, [10, 14, 20, 60], "-1 at -5, -0.63 at -1"),
@@ -287,7 +287,7 @@ OPS = (
         name="quantized::celu",
         reference=reference_celu,
         infer=infer_celu,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_celu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_celu),
         source=_SOURCE,
         cases=(Case("alpha", (_X,), {**_OUTPUT, "alpha": 2.0}, [2, 12, 20, 60], "-1.84 at -5"),),
     ),
@@ -295,7 +295,7 @@ OPS = (
         name="aten::elu",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_float),
         source=_SOURCE_FLOAT,
         cases=(
             Case(
@@ -311,7 +311,7 @@ OPS = (
         name="aten::celu",
         reference=reference_celu_float,
         infer=infer_celu_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_celu_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_celu_float),
         source=_SOURCE_FLOAT,
         cases=(
             Case(

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import (
     Size,
     TensorType,
@@ -410,7 +411,7 @@ def _bag(name: str, bits: int, packed: bool) -> Op:
         name=op,
         reference=reference,
         infer=_infer_bag(op, bits, packed),
-        kernels=dict.fromkeys(ALL_ENGINES, _bag_function(op, bits, _sum_compiled)),
+        kernels=dict.fromkeys(TORCH_ENGINES, _bag_function(op, bits, _sum_compiled)),
         source=_SOURCE,
         cases=cases,
     )
@@ -429,7 +430,7 @@ def _embedding(name: str, bits: int) -> Op:
         name=op,
         reference=reference,
         infer=_infer_embedding(op, bits),
-        kernels=dict.fromkeys(ALL_ENGINES, _embedding_function(op, _sum_compiled)),
+        kernels=dict.fromkeys(TORCH_ENGINES, _embedding_function(op, _sum_compiled)),
         source=_SOURCE,
         cases=(
             Case("matrix", (table, _ROWS[:2, None]), {}, [[_FIRST], [_SECOND]], "any two dims"),

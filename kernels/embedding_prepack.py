@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, float16, float32, quint8, uint8
 from refquant.kernels import choose_qparams_optimized, rounding, rowwise
 from refquant.kernels.jit import fma, jit
@@ -480,7 +481,7 @@ def _records(name: str, bits: int) -> tuple[Op, ...]:
             reference=byte_prepack if bits == 8 else _narrow_prepack(bits, _pack),
             infer=_infer_prepack(f"{op}_prepack", bits, False),
             kernels=dict.fromkeys(
-                ALL_ENGINES, _byte_kernel if bits == 8 else _narrow_prepack(bits, _pack_compiled)
+                TORCH_ENGINES, _byte_kernel if bits == 8 else _narrow_prepack(bits, _pack_compiled)
             ),
             source=(
                 _SOURCE.format("prepack"),
@@ -496,7 +497,7 @@ def _records(name: str, bits: int) -> tuple[Op, ...]:
             reference=byte_prepack_min_max if bits == 8 else _narrow_prepack_min_max(bits, _pack),
             infer=_infer_prepack(f"{op}_prepack_with_rowwise_min_max", bits, True),
             kernels=dict.fromkeys(
-                ALL_ENGINES,
+                TORCH_ENGINES,
                 _byte_kernel if bits == 8 else _narrow_prepack_min_max(bits, _pack_compiled),
             ),
             source=(_SOURCE.format("prepack"),),
@@ -512,7 +513,7 @@ def _records(name: str, bits: int) -> tuple[Op, ...]:
             name=f"quantized::{op}_unpack",
             reference=_unpack(bits),
             infer=_infer_unpack(f"{op}_unpack", bits),
-            kernels=dict.fromkeys(ALL_ENGINES, _unpack_kernel(bits)),
+            kernels=dict.fromkeys(TORCH_ENGINES, _unpack_kernel(bits)),
             source=(_SOURCE.format("unpack"),),
             cases=(Case("rows", (packed,), {}, real, "what was packed, rounded"),),
         ),
@@ -533,7 +534,7 @@ OPS = (
         name="quantized::embedding_bag_prepack",
         reference=prepack,
         infer=infer_packed,
-        kernels=dict.fromkeys(ALL_ENGINES, prepack),
+        kernels=dict.fromkeys(TORCH_ENGINES, prepack),
         source=(_SOURCE.format("prepack"),),
         cases=(Case("table", (_TABLE,), {}, [[0, 3]], "the bytes stay"),),
     ),
@@ -541,7 +542,7 @@ OPS = (
         name="quantized::embedding_bag_unpack",
         reference=unpack,
         infer=infer_packed,
-        kernels=dict.fromkeys(ALL_ENGINES, unpack),
+        kernels=dict.fromkeys(TORCH_ENGINES, unpack),
         source=(_SOURCE.format("unpack"),),
         cases=(Case("table", (_TABLE,), {}, [[0, 3]], "what was packed"),),
     ),

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.module import Module
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType
 from refquant.kernels.fake_quantize_per_channel import (
     fake_quantize_per_channel,
@@ -116,7 +116,7 @@ OPS = (
         name="observer::fake_quantize",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=("pytorch/torch/ao/quantization/fake_quantize.py::FakeQuantize.forward",),
         cases=(
             Case(

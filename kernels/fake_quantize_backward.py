@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import type_of
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, bool_, format_shape
 from refquant.kernels.fake_quantize_per_tensor import Array, Mask, check_float
 from refquant.kernels.jit import jit
@@ -95,7 +96,7 @@ OPS = tuple(
         name=f"aten::fake_quantize_per_{what}_affine_cachemask_backward",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(f"pytorch/aten/src/ATen/native/quantized/FakeQuantPer{what.title()}Affine.cpp",),
         cases=(_CASE,),
     )

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import type_of
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, bool_, float16, float32, format_shape, int32
 from refquant.kernels import rounding
 from refquant.kernels.fake_quantize_per_tensor import (
@@ -388,7 +388,7 @@ OPS = (
         name="aten::fake_quantize_per_channel_affine",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("ties", (_X, _S, _Z), _ROWS, [[0, 1], [0, 1]], "even before adding integers"),
@@ -415,7 +415,7 @@ OPS = (
         name="aten::fake_quantize_per_channel_affine_cachemask",
         reference=fake_quantize_per_channel,
         infer=_infer_cachemask,
-        kernels=dict.fromkeys(ALL_ENGINES, fake_quantize_per_channel_compiled),
+        kernels=dict.fromkeys(TORCH_ENGINES, fake_quantize_per_channel_compiled),
         source=_SOURCE,
         cases=(
             Case(

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import type_of
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, bfloat16, bool_, float16, float32, float64, format_shape
 from refquant.kernels import rounding
 from refquant.kernels.jit import jit
@@ -375,7 +376,7 @@ def _op(
         name=f"aten::{form}",
         reference=slow,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, fast),
+        kernels=dict.fromkeys(TORCH_ENGINES, fast),
         source=_SOURCE,
         cases=cases,
     )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import TensorType, qint8
 from refquant.kernels import quantized_linear_dynamic as dynamic
 from refquant.kernels import rounding
@@ -90,7 +90,7 @@ OPS = (
         name="aten::fbgemm_linear_int8_weight_fp32_activation",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/QuantizedLinear.cpp"
             "::fbgemm_linear_int8_weight_fp32_activation",

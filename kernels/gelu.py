@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import QParams, TensorType, quint8
 from refquant.kernels import checks, elementary, elementary_jit
 from refquant.kernels.activations import (
@@ -232,7 +232,7 @@ OPS = (
         name="aten::gelu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::qgelu_kernel",

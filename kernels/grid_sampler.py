@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks
 from refquant.kernels.jit import jit
@@ -197,7 +198,7 @@ OPS = (
         name="aten::grid_sampler_2d",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=("pytorch/aten/src/ATen/native/GridSampler.cpp::_grid_sampler_2d_cpu_quantized",),
         cases=(
             Case("zeros", (_IMAGE, _GRID), {}, [[[[26, 8, 7, 12]]]], "25.5 goes to 26"),

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.group_norm_loops import (
@@ -340,7 +340,7 @@ OPS = (
         name="quantized::group_norm",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -363,7 +363,7 @@ OPS = (
         name="quantized::instance_norm",
         reference=reference_instance,
         infer=infer_instance,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_instance),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_instance),
         source=_SOURCE,
         cases=(
             Case(

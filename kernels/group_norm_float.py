@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType
 from refquant.kernels import checks
 from refquant.kernels.batch_norm import reference_float as batch_norm
@@ -141,7 +141,7 @@ OPS = (
         name="aten::group_norm",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/cpu/group_norm_kernel.cpp::GroupNormKernelImpl",
         ),
@@ -159,7 +159,7 @@ OPS = (
         name="aten::instance_norm",
         reference=reference_instance,
         infer=infer_instance,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_instance),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_instance),
         source=("pytorch/pytorch/aten/src/ATen/native/Normalization.cpp::instance_norm",),
         cases=(
             Case(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, quint8
 from refquant.kernels import checks
 from refquant.kernels.activations import (
@@ -124,7 +124,7 @@ OPS = (
         name="quantized::hardswish",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::qhardswish_kernel",
@@ -143,7 +143,7 @@ OPS = (
         name="aten::hardswish",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_float),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/Activation.cpp::hardswish_kernel",),
         cases=(
             Case(

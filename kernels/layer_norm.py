@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, format_shape, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import fma, jit
@@ -297,7 +297,7 @@ OPS = (
         name="quantized::layer_norm",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::quantized_normalize_kernel",
@@ -323,7 +323,7 @@ OPS = (
         name="aten::layer_norm",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_float),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/cpu/layer_norm_kernel.cpp::LayerNormKernelImpl",
         ),

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import QParams, TensorType, quint8
 from refquant.kernels import checks
 from refquant.kernels.activations import (
@@ -216,7 +216,7 @@ OPS = (
         name="aten::leaky_relu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("ties", (_X,), {"negative_slope": 0.5}, [2, 4, 9], "2.5 and 4.5 go to even"),
@@ -233,7 +233,7 @@ OPS = (
         name="quantized::leaky_relu",
         reference=reference_quantized,
         infer=infer_with_output,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_quantized),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_quantized),
         source=_SOURCE,
         cases=(
             Case(
@@ -252,7 +252,7 @@ OPS = (
         name="aten::leaky_relu.out",
         reference=reference_out,
         infer=infer_out,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_out),
         source=_SOURCE,
         cases=(
             Case(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, float32, format_shape, int32
 from refquant.kernels import rounding
 from refquant.kernels.fake_quantize_per_channel import (
@@ -240,7 +241,7 @@ OPS = (
         name=f"aten::{PER_TENSOR}",
         reference=per_tensor,
         infer=_infer_per_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, per_tensor_compiled),
+        kernels=dict.fromkeys(TORCH_ENGINES, per_tensor_compiled),
         source=("pytorch/aten/src/ATen/native/quantized/FakeQuantPerTensorAffine.cpp",),
         cases=(
             Case("tie", (_X, _HALF, _HALF * 5), _RANGE, [0.0, 1.0, -1.0], "2.5 rounds to 2"),
@@ -251,7 +252,7 @@ OPS = (
         name=f"aten::{PER_CHANNEL}",
         reference=per_channel,
         infer=_infer_per_channel,
-        kernels=dict.fromkeys(ALL_ENGINES, per_channel_compiled),
+        kernels=dict.fromkeys(TORCH_ENGINES, per_channel_compiled),
         source=("pytorch/aten/src/ATen/native/quantized/FakeQuantPerChannelAffine.cpp",),
         cases=(
             Case(

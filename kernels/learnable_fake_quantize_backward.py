@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import type_of
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, bfloat16, float32, format_shape
 from refquant.kernels.fake_quantize_per_channel import F32, check_channels
 from refquant.kernels.fake_quantize_per_tensor import Array
@@ -314,7 +314,7 @@ OPS = (
         name=f"aten::{PER_TENSOR}_backward",
         reference=per_tensor,
         infer=_infer_per_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, per_tensor_compiled),
+        kernels=dict.fromkeys(TORCH_ENGINES, per_tensor_compiled),
         source=(
             "pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::_fake_quantize_grad_learnable_tensor_kernel_cpu",
@@ -354,7 +354,7 @@ OPS = (
         name=f"aten::{PER_CHANNEL}_backward",
         reference=per_channel,
         infer=_infer_per_channel,
-        kernels=dict.fromkeys(ALL_ENGINES, per_channel_compiled),
+        kernels=dict.fromkeys(TORCH_ENGINES, per_channel_compiled),
         source=(
             "pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::_fake_quantize_grad_learnable_channel_kernel_cpu",

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks
 from refquant.kernels.layout import empty_suggested
@@ -306,7 +306,7 @@ def _op(rank: int, reference: Callable[..., Any], cases: tuple[Case, ...]) -> Op
         name=f"aten::max_pool{rank}d",
         reference=reference,
         infer=_infer(rank),
-        kernels=dict.fromkeys(ALL_ENGINES, _kernel(rank)),
+        kernels=dict.fromkeys(TORCH_ENGINES, _kernel(rank)),
         keeps_channels_last=rank == 2,
         source=_SOURCE,
         cases=cases,

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import Dim, TensorType, qint32, quint8
 from refquant.kernels import checks, qnnpack_average, rounding
 from refquant.kernels.averages import Nest, nest
@@ -267,7 +267,7 @@ OPS = (
         name="aten::mean",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/ReduceOps.cpp"
             "::mean_out_quantized_cpu",

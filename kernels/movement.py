@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor, Tensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import Size, TensorType
 
 
@@ -50,7 +51,7 @@ def movement(
         name=name,
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=(source,),
         cases=cases,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from refquant.ir.module import Module
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Tensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType
 
 
@@ -49,7 +50,7 @@ OPS = (
         name="observer::observe",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/torch/ao/quantization/observer.py::ObserverBase.forward",),
         cases=(
             Case(

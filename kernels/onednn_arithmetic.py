@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Isa, Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Isa, Target
 from refquant.ir.types import (
     DType,
     TensorType,
@@ -381,7 +381,7 @@ OPS = tuple(
         name=f"onednn::{name}.tensor",
         reference=formula,
         infer=partial(_infer, name),
-        kernels=dict.fromkeys(ALL_ENGINES, _compiled(name)),
+        kernels=dict.fromkeys(TORCH_ENGINES, _compiled(name)),
         source=(_SOURCE.format(name.removesuffix("_relu")),),
         cases=cases,
     )

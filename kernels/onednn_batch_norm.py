@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import DType, TensorType, float32, format_shape, uint8
 from refquant.kernels import checks
 from refquant.kernels.batch_norm import coefficients
@@ -180,7 +180,7 @@ OPS = (
         name="onednn::qbatch_norm2d",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/Normalization.cpp"
             "::int8_batch_norm2d_cpu_impl",

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Isa, Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Isa, Target
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import checks
 from refquant.kernels.jit import fma as fma_jit
@@ -204,7 +204,7 @@ OPS = (
         name="onednn::linear_dynamic_fp16",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -221,7 +221,7 @@ OPS = (
         name="onednn::linear_relu_dynamic_fp16",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(Case("negative", (_X, _WEIGHT, _BIAS), {}, [[131010, 0], [0, 0.5]], "becomes 0"),),
     ),

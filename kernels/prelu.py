@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, format_shape, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
@@ -179,7 +180,7 @@ OPS = (
         name="quantized::prelu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::qprelu_out_kernel",
@@ -205,7 +206,7 @@ OPS = (
         name="aten::prelu",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_float),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/Activation.cpp::prelu_kernel",),
         cases=(
             Case(

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import Shape, Size, TensorType, format_shape
 
 SOURCE = "pytorch/aten/src/ATen/native/{}.cpp"
@@ -31,7 +32,7 @@ def product(
         name=name,
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=(SOURCE.format(source),),
         cases=cases,
     )

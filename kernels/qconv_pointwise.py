@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import DType, TensorType, float32, format_shape, qint8, uint8
 from refquant.kernels import post_ops, quantized_conv, requantize
 from refquant.kernels.accumulate import Sums
@@ -501,7 +501,7 @@ OPS = (
             name=f"onednn::{name}",
             reference=reference,
             infer=infer,
-            kernels=dict.fromkeys(ALL_ENGINES, partial(reference, compute=_tiled)),
+            kernels=dict.fromkeys(TORCH_ENGINES, partial(reference, compute=_tiled)),
             pack=pack,
             source=_SOURCE,
             cases=cases,
@@ -518,7 +518,7 @@ OPS = (
             name=f"onednn::{name}.tensor",
             reference=reference_tensor,
             infer=infer_tensor,
-            kernels=dict.fromkeys(ALL_ENGINES, partial(reference_tensor, compute=_tiled)),
+            kernels=dict.fromkeys(TORCH_ENGINES, partial(reference_tensor, compute=_tiled)),
             source=_SOURCE,
             cases=(
                 Case(
@@ -536,7 +536,7 @@ OPS = (
         name="onednn::qconv2d_pointwise.binary",
         reference=reference_binary,
         infer=infer_binary,
-        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary, compute=_tiled)),
+        kernels=dict.fromkeys(TORCH_ENGINES, partial(reference_binary, compute=_tiled)),
         pack=pack,
         source=_SOURCE,
         cases=(
@@ -553,7 +553,7 @@ OPS = (
         name="onednn::qconv2d_pointwise.binary_tensor",
         reference=reference_binary_tensor,
         infer=infer_binary_tensor,
-        kernels=dict.fromkeys(ALL_ENGINES, partial(reference_binary_tensor, compute=_tiled)),
+        kernels=dict.fromkeys(TORCH_ENGINES, partial(reference_binary_tensor, compute=_tiled)),
         source=_SOURCE,
         cases=(
             Case(

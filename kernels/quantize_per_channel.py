@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import (
     DType,
     QParams,
@@ -251,7 +252,7 @@ OPS = (
         name="aten::quantize_per_channel",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/AffineQuantizer.cpp"
             "::quantize_tensor_per_channel_affine",

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import (
     DType,
     QParams,
@@ -261,7 +262,7 @@ def _op(
         name=f"aten::quantize_per_tensor{form}",
         reference=slow,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, fast),
+        kernels=dict.fromkeys(TORCH_ENGINES, fast),
         source=("pytorch/FBGEMM/src/QuantUtilsAvx2.cc::QuantizeAvx2",),
         cases=cases,
     )

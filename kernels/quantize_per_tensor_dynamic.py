@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import DType, TensorType, qint8, quint8
 from refquant.kernels import checks, quantize_per_tensor, rounding
 from refquant.kernels.choose_qparams import choose_qparams
@@ -106,7 +107,7 @@ OPS = (
         name="aten::quantize_per_tensor_dynamic",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/QTensor.cpp"
             "::quantize_per_tensor_dynamic",

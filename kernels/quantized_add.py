@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import TensorType, qint32, quint8
 from refquant.kernels import checks, fixed_point_add, rounding
 from refquant.kernels.jit import jit
@@ -412,7 +412,7 @@ OPS = (
         name="quantized::add",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -445,7 +445,7 @@ OPS = (
         name="quantized::add_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
             Case(
@@ -461,7 +461,7 @@ OPS = (
         name="quantized::add.out",
         reference=reference_out,
         infer=infer_out,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_out),
         source=_SOURCE,
         cases=(
             Case(
@@ -477,7 +477,7 @@ OPS = (
         name="quantized::add_relu.out",
         reference=reference_relu_out,
         infer=infer_out,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu_out),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu_out),
         source=_SOURCE,
         cases=(
             Case(

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import DType, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
@@ -187,7 +188,7 @@ OPS = (
         name="quantized::add_scalar",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("in_range", (_X,), {"b": -2.0}, [0, 1, 128, 255], "only the zero point moves"),
@@ -209,7 +210,7 @@ OPS = (
         name="quantized::add_scalar_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
             Case(

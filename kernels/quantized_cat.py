@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import DType, Shape, TensorType, format_shape, qint8, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
@@ -397,7 +397,7 @@ OPS = (
         name="quantized::cat",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -441,7 +441,7 @@ OPS = (
         name="quantized::cat_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
             Case(

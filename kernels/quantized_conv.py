@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import QParams, Size, TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, layer, requantize
 from refquant.kernels.accumulate import (
@@ -578,7 +578,7 @@ _STATIC = tuple(
         name=f"quantized::conv{rank}d{suffix}",
         reference=formula,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(ALL_ENGINES, fast),
+        kernels=dict.fromkeys(TORCH_ENGINES, fast),
         pack=pack,
         prepare=partial(prepare, relu=bool(suffix)),
         source=_SOURCE,

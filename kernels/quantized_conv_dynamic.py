@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, float32, qint8, quint8
 from refquant.kernels import (
     checks,
@@ -24,7 +24,7 @@ from refquant.kernels import (
 
 F32 = npt.NDArray[np.float32]
 # qnnpack takes the argument and does not look at it.
-REDUCES_RANGE = dict.fromkeys(ALL_ENGINES, True) | {Engine.QNNPACK: False}
+REDUCES_RANGE = dict.fromkeys(TORCH_ENGINES, True) | {Engine.QNNPACK: False}
 
 
 def reference(
@@ -171,7 +171,7 @@ def _cases(rank: int, transposed: bool) -> tuple[Case, ...]:
         plain["output_padding"] = zeros
     expected = [0, 128, 255, 10] if transposed else [255, 138]
     why = "the input's range is the result's; 127.5 and 137.5 go to even"
-    engines = quantized_conv_transpose.engines(rank) if transposed else ALL_ENGINES
+    engines = quantized_conv_transpose.engines(rank) if transposed else TORCH_ENGINES
     return (Case("clamped", (x, weight, None), plain, np.reshape(expected, end), why, engines),)
 
 
@@ -189,7 +189,7 @@ def _op(rank: int, transposed: bool) -> Op:
         name=f"quantized::{name}",
         reference=reference_transposed if transposed else reference,
         infer=partial(infer, checked=partial(module.infer, rank=rank), op=name),
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_transposed if transposed else kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_transposed if transposed else kernel),
         pack=module.pack,
         source=_SOURCE,
         cases=_cases(rank, transposed),

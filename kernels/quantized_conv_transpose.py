@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import TensorType, format_shape, qint8, quint8
 from refquant.kernels import checks, requantize
 from refquant.kernels.accumulate import BLOCK, Sums, blocks, dot_saturating
@@ -400,7 +400,7 @@ def kernel(
 
 def engines(rank: int) -> tuple[Engine, ...]:
     """Return the engines whose result is defined."""
-    return tuple(e for e in ALL_ENGINES if rank < 3 or e is not Engine.QNNPACK)
+    return tuple(e for e in TORCH_ENGINES if rank < 3 or e is not Engine.QNNPACK)
 
 
 def _cases(rank: int) -> tuple[Case, ...]:
@@ -438,7 +438,7 @@ _STATIC = tuple(
         name=f"quantized::conv_transpose{rank}d",
         reference=reference,
         infer=partial(infer, rank=rank),
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         pack=pack,
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qconv.cpp"

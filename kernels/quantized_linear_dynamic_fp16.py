@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import TensorType, float32
 from refquant.kernels import checks, rounding
 from refquant.kernels.float_product import accumulate
@@ -202,7 +202,7 @@ OPS = (
         name="quantized::linear_dynamic_fp16_unpacked_weight",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(Case("saturated", (_X, _WEIGHT, _BIAS), {}, _SATURATED, "rounded when it runs"),),
     ),
@@ -218,7 +218,7 @@ OPS = (
         name="_quantized::wrapped_fbgemm_linear_fp16_weight",
         reference=reference_wrapped,
         infer=infer_wrapped,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_wrapped),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_wrapped),
         source=_SOURCE,
         cases=(
             Case(

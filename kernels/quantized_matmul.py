@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks, dequantize, float_product, matmul, quantize_per_tensor
 from refquant.kernels.float_product import SMALL, block_length
@@ -130,7 +131,7 @@ OPS = (
         name="quantized::matmul",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=("pytorch/aten/src/ATen/native/quantized/cpu/qmatmul.cpp::qmatmul",),
         cases=(
             Case("ties", (_A, _B), _PRODUCT, [[9, 6], [7, 16]], "6.5 goes to 6, 15.5 to 16"),

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import DType, TensorType, qint32, quint8
 from refquant.kernels import checks, rounding
 from refquant.kernels.jit import jit
@@ -416,7 +416,7 @@ OPS = (
         name="quantized::mul",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case(
@@ -447,7 +447,7 @@ OPS = (
         name="quantized::mul_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu),
         source=_SOURCE,
         cases=(
             Case(
@@ -463,7 +463,7 @@ OPS = (
         name="quantized::mul.out",
         reference=reference_out,
         infer=infer_out,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_out),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_out),
         source=_SOURCE,
         cases=(
             Case(
@@ -479,7 +479,7 @@ OPS = (
         name="quantized::mul_relu.out",
         reference=reference_relu_out,
         infer=infer_out,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_relu_out),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_relu_out),
         source=_SOURCE,
         cases=(
             Case(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import DType, QParams, TensorType, qint8, quint8
 from refquant.kernels import checks
 from refquant.kernels.layout import flat
@@ -106,7 +107,7 @@ OPS = (
         name="quantized::mul_scalar",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=_SOURCE,
         cases=(
             Case("positive", (_X,), {"b": 3.0}, [0, 7, 128, 255], "only the scale changes"),
@@ -125,7 +126,7 @@ OPS = (
         name="quantized::mul_scalar_relu",
         reference=reference_relu,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference_relu),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference_relu),
         source=_SOURCE,
         cases=(
             Case("positive", (_X,), {"b": 3.0}, [7, 7, 128, 255], "clamped at the zero point"),

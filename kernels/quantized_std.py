@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import Shape, TensorType
 from refquant.kernels import checks, quantize_per_tensor, rounding
 from refquant.kernels.norms import Squares, float_squares, float_squares_compiled, sums
@@ -149,7 +149,7 @@ OPS = (
         name="aten::std",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/aten/src/ATen/native/quantized/cpu/ReduceOps.cpp::std_out_quantized_cpu",
             "pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"

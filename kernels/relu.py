@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Target
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType, qint8, quint8
 from refquant.kernels import checks
 from refquant.kernels.layout import empty_suggested, flat
@@ -79,7 +79,7 @@ OPS = (
         reference=reference,
         infer=infer,
         limits=limits,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qrelu.cpp::relu_quantized_cpu",
         ),

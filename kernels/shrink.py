@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType
 from refquant.kernels import checks
 from refquant.kernels.layout import elementwise
@@ -96,7 +97,7 @@ OPS = (
         name="aten::hardshrink",
         reference=hard,
         infer=infer_hard,
-        kernels=dict.fromkeys(ALL_ENGINES, hard),
+        kernels=dict.fromkeys(TORCH_ENGINES, hard),
         source=_SOURCE,
         cases=(Case("values", (_X,), {}, [-1, 0, 0.75, np.nan], "the bound itself is zero"),),
     ),
@@ -104,7 +105,7 @@ OPS = (
         name="aten::softshrink",
         reference=soft,
         infer=infer_soft,
-        kernels=dict.fromkeys(ALL_ENGINES, soft),
+        kernels=dict.fromkeys(TORCH_ENGINES, soft),
         source=_SOURCE,
         cases=(Case("values", (_X,), {}, [-0.5, 0, 0.25, np.nan], "moved towards zero"),),
     ),

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, elementary_jit
 from refquant.kernels.activations import (
@@ -194,7 +194,7 @@ OPS = (
         name="aten::sigmoid",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=_SOURCE,
         cases=(
             Case("quint8", (_X,), {}, [2, 128, 254, 255], "256 saturates"),
@@ -218,7 +218,7 @@ OPS = (
         name="quantized::sigmoid",
         reference=reference_quantized,
         infer=infer_with_output,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_quantized),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_quantized),
         source=_SOURCE,
         cases=(
             Case(

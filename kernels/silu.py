@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
-from refquant.ir.target import Target
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES, Target
 from refquant.ir.types import TensorType
 from refquant.kernels import checks, elementary
 from refquant.kernels.activations import Formula, Function, apply_float
@@ -67,7 +67,7 @@ OPS = (
         name="aten::silu",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/Activation.cpp::silu_kernel",),
         cases=(
             Case(

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import DType, TensorType, float32, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, qnnpack_softmax, rounding
 from refquant.kernels.pointwise import run_mask
@@ -269,7 +269,7 @@ OPS = (
         name="quantized::softmax",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qsoftmax.cpp::qsoftmax",
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/qnnpack/src/u8lut32norm/scalar.c",
@@ -305,7 +305,7 @@ OPS = (
         name="aten::softmax",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_float),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_float),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/SoftMaxKernel.cpp::vec_host_softmax",),
         cases=(
             Case(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType
 from refquant.kernels import checks
 from refquant.kernels.layout import c_order, elementwise
@@ -136,7 +137,7 @@ def _op(name: str, reference: Callable[..., Any], infer: Callable[..., Any], cas
         name=name,
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/Activation.cpp",),
         cases=(case,),
     )

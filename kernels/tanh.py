@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, elementary_jit, tanh_float
 from refquant.kernels.activations import (
@@ -111,7 +111,7 @@ OPS = (
         name="aten::tanh",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::qtanh_kernel",

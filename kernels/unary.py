@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, bool_, float32
 from refquant.kernels.layout import elementwise
 
@@ -106,7 +107,7 @@ def _op(
         name=op,
         reference=reference,
         infer=_infer(op, to_float, to_bool),
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/aten/src/ATen/native/UnaryOps.cpp",),
         cases=(Case("values", (np.array(x, dtype),), {}, expected, what),),
     )

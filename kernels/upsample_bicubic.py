@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType
 from refquant.kernels.layout import empty_suggested
 from refquant.kernels.resample import Factors, Sizes, cubic, infer_upsample, output_lengths
@@ -75,7 +76,7 @@ OPS = (
         name="aten::upsample_bicubic2d",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(ALL_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/UpSampleKernel.cpp::HelperInterpCubic",),
         cases=(
             Case(

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.op import ALL_ENGINES, Case, Op
+from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
+from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, quint8
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import empty_suggested
@@ -236,7 +237,7 @@ def _op(rank: int, *, exact: bool) -> Op:
         name=name,
         reference=reference_exact if exact else reference,
         infer=_infer(name, rank),
-        kernels=dict.fromkeys(ALL_ENGINES, kernel_exact if exact else kernel),
+        kernels=dict.fromkeys(TORCH_ENGINES, kernel_exact if exact else kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/UpSampleNearest2d.cpp"
             "::_upsample_nearest2d_quantized_cpu",

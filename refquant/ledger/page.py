@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Isa, Target
 from refquant.ir.types import DTYPES
 from refquant.ledger.cell import Cell
 from refquant.ledger.check import Outcome
@@ -216,8 +216,8 @@ def _not_covered(states: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 
 
 def _table(found: Found) -> Iterator[str]:
-    yield f"| operator | dtype | {' | '.join(Engine)} |"
-    yield "|---|---|" + "---|" * len(Engine)
+    yield f"| operator | dtype | {' | '.join(TORCH_ENGINES)} |"
+    yield "|---|---|" + "---|" * len(TORCH_ENGINES)
     rows: dict[tuple[str, str], dict[str, dict[str, Outcome]]] = defaultdict(
         lambda: defaultdict(dict)
     )
@@ -225,7 +225,7 @@ def _table(found: Found) -> Iterator[str]:
         engine, isa = str(cell.target.engine), str(cell.target.isa)
         rows[cell.name, cell.dtype.name][engine][isa] = outcome
     for (name, dtype), engines in sorted(rows.items()):
-        entries = " | ".join(_entry(engines[engine]) for engine in Engine)
+        entries = " | ".join(_entry(engines[engine]) for engine in TORCH_ENGINES)
         yield f"| {name} | {dtype} | {entries} |"
 
 

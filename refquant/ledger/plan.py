@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from refquant.ir.target import Engine, Isa, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import DType, qint8, qint32, quint8
 from refquant.ledger.cell import Cell
 from refquant.ledger.draw import DTYPES, SAMPLERS
@@ -54,7 +54,7 @@ def cells(only: str = "*") -> Iterator[Cell]:
     """Yield every cell whose text matches a pattern such as ``quantized::add* fbgemm/*``."""
     for isa in Isa:
         for name in SAMPLERS:
-            for engine in Engine:
+            for engine in TORCH_ENGINES:
                 if not _has_a_say(name, Target(engine, isa)):
                     continue
                 for dtype in dtypes_of(name):

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.types import (
-    DTYPES as ALL_DTYPES,
-)
-from refquant.ir.types import (
     DType,
     bfloat16,
     bool_,
@@ -34,7 +31,7 @@ from refquant.ledger.draw.tensors import Rng
 
 TARGETS = [uint8, int8, uint16, int16, int32, float8_e5m2, float8_e4m3fn]
 HALF = [float16, bfloat16]
-ALL = [d for d in ALL_DTYPES.values() if not d.is_quantized]
+ALL = [*TARGETS, *HALF, float32, float64, int64, bool_]
 
 
 def range_of(dtype: DType) -> dict[str, Any]:

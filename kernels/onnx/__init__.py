@@ -1,0 +1,14 @@
+"""Operators of ONNX and of onnxruntime's own domain: the table below is their registry.
+
+Operands and attributes are those of the ONNX operator, as plain arrays: a quantized tensor here
+is integers beside a scale and a zero point of their own. Shapes that ONNX passes as tensors are
+attributes. Operators that ONNX shares with torch are not here: a model's Relu or Conv becomes
+``aten::relu`` or ``aten::conv2d``.
+"""
+
+from refquant.ir.op import OPS
+
+OPS.declare(
+    __name__,
+    {},
+)
