@@ -4,10 +4,11 @@ from typing import Any
 
 _HOME = {
     "from_fx": "fx",
+    "from_onnx": "onnx",
     "from_torch_config": "torch_config",
     "to_torch_state_dict": "fx_torch",
 }
-__all__ = ["from_fx", "from_torch_config", "to_torch_state_dict"]
+__all__ = ["from_fx", "from_onnx", "from_torch_config", "to_torch_state_dict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,8 +74,11 @@ class Builder:
         self._pending.append(Node(op, inputs, attributes, outputs, self._origin))
         return outputs
 
-    def close(self, name: str, result: Any) -> Any:
-        """Name the results and append the nodes; return ``result`` with the final values."""
+    def close(self, name: str, result: Any, names: Iterable[str] = ()) -> Any:
+        """Name the results and append the nodes; return ``result`` with the final values.
+
+        The parts of a tuple are called ``name.0``, ``name.1``, ..., or have ``names``.
+        """
         rename: dict[str, str] = {}
         made = {value.name for node in self._pending for value in node.outputs}
 
@@ -86,7 +89,12 @@ class Builder:
                 for i, inner in enumerate(part):
                     name_parts(inner, f"{path}.{i}")
 
-        name_parts(result, name)
+        if names:
+            for part, own in zip(result, names, strict=False):
+                if own:
+                    name_parts(part, own)
+        else:
+            name_parts(result, name)
         for node in self._pending:
             for value in node.outputs:
                 if value.name not in rename:
@@ -105,6 +113,23 @@ class Builder:
         ]
         self._pending = []
         return final(result)
+
+    def drop_unused_nodes(self) -> None:
+        """Forget nodes on which no output depends."""
+        used = {value.name for value in self.graph.outputs}
+        kept = []
+        for node in reversed(self.graph.nodes):
+            if any(value.name in used for value in node.outputs):
+                kept.append(node)
+                used |= {value.name for value in node.inputs if value is not None}
+        self.graph.nodes = kept[::-1]
+
+    def drop_unused_parameters(self) -> None:
+        """Forget constants whose number was read into an attribute."""
+        used = {v.name for node in self.graph.nodes for v in node.inputs if v is not None}
+        used |= {v.name for v in self.graph.outputs}
+        for name in set(self.graph.parameters) - used:
+            del self.graph.parameters[name]
 
 
 def rebuild(sequence: Any, parts: Iterable[Any]) -> Any:

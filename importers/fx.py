@@ -91,13 +91,6 @@ class FxBuilder(TorchBuilder):
         same = self.copies.get(value.name, value.name)
         return self.memory.get(same, same) != same
 
-    def drop_unused_parameters(self) -> None:
-        """Forget constants whose number was read into an attribute."""
-        used = {v.name for node in self.graph.nodes for v in node.inputs if v is not None}
-        used |= {v.name for v in self.graph.outputs}
-        for name in set(self.graph.parameters) - used:
-            del self.graph.parameters[name]
-
     def number(self, value: Any, kind: Any) -> Any:
         """Return a Python number from a number or a tensor of one element."""
         if isinstance(value, Value):

@@ -1,0 +1,97 @@
+"""If, Loop and Scan with conditions that are known while the model is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from refquant.importers.onnx_builder import Constant, OnnxBuilder, Operand
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.graph import Value
+
+# A loop whose condition stays true ends with an error.
+MOST_TURNS = 100_000
+
+
+def _if(b: OnnxBuilder, condition: Operand) -> list[Operand]:
+    branch = "then_branch" if bool(b.array(condition, "the condition")) else "else_branch"
+    return b.run_subgraph(b.get(branch))
+
+
+def _loop(
+    b: OnnxBuilder, count: Operand = None, condition: Operand = None, *carried: Operand
+) -> list[Operand]:
+    body = b.get("body")
+    turns = MOST_TURNS if count is None else int(b.array(count, "the number of turns"))
+    state: list[Operand] = list(carried)
+    rows: list[list[Operand]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
+    turn = 0
+    while turn < turns and (condition is None or bool(b.array(condition, "the condition"))):
+        if turn == MOST_TURNS:
+            raise UnsupportedError(f"a loop of more than {MOST_TURNS} turns")
+        told = condition if condition is not None else Constant("condition", np.array(True))
+        index = Constant("turn", np.array(turn, np.int64))
+        condition, *results = b.run_subgraph(body, index, told, *state)
+        if len(results) != len(carried) + len(rows):
+            raise VerifyError(f"the body gives {len(results)} results")
+        state = results[: len(carried)]
+        for row, part in zip(rows, results[len(carried) :], strict=True):
+            row.append(part)
+        turn += 1
+    return state + [_stacked(b, row, 0) for row in rows]
+
+
+def _stacked(b: OnnxBuilder, parts: Sequence[Operand], axis: int) -> Operand:
+    """Return the results of all turns side by side in a new dimension."""
+    if not parts:
+        raise UnsupportedError("a loop without turns whose results are collected")
+    if all(isinstance(part, Constant) for part in parts):
+        arrays = [b.array(part, "a result") for part in parts]
+        return Constant(b.node.label, np.stack(arrays, axis))
+    return b.step("aten::stack", *parts, dim=axis)
+
+
+def _scan(b: OnnxBuilder, *operands: Operand) -> list[Operand]:
+    body = b.get("body")
+    scanned = b.get("num_scan_inputs")
+    carried = len(operands) - scanned
+    inputs = operands[carried:]
+    outputs = len(body.outputs) - carried
+    axes = _axes(b.get("scan_input_axes"), scanned)
+    backwards = b.get("scan_input_directions") or (0,) * scanned
+    result_axes = _axes(b.get("scan_output_axes"), outputs)
+    result_backwards = b.get("scan_output_directions") or (0,) * outputs
+    lengths = {
+        x.type.shape[axis]
+        for x, axis in zip(inputs, axes, strict=True)
+        if isinstance(x, Value | Constant)
+    }
+    if len(lengths) != 1 or not isinstance(length := lengths.pop(), int):
+        raise VerifyError("the scanned inputs have different or open lengths")
+    state: list[Operand] = list(operands[:carried])
+    rows: list[list[Operand]] = [[] for _ in range(outputs)]
+    for turn in range(length):
+        parts = [
+            _part(b, x, axis, length - 1 - turn if back else turn)
+            for x, axis, back in zip(inputs, axes, backwards, strict=True)
+        ]
+        results = b.run_subgraph(body, *state, *parts)
+        state = results[:carried]
+        for row, part in zip(rows, results[carried:], strict=True):
+            row.append(part)
+    stacks = zip(rows, result_axes, result_backwards, strict=True)
+    return state + [_stacked(b, row[::-1] if back else row, axis) for row, axis, back in stacks]
+
+
+def _axes(given: Sequence[int] | None, count: int) -> Sequence[int]:
+    return (0,) * count if given is None else given
+
+
+def _part(b: OnnxBuilder, x: Operand, axis: int, index: int) -> Operand:
+    if isinstance(x, Constant):
+        return Constant(x.name, np.take(x.data, index, axis))
+    return b.step("aten::select", x, dim=axis, index=index)
+
+
+CONTROL: dict[str, Callable[..., list[Operand]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
