@@ -237,16 +237,17 @@ class _Import:
         if key in CONTROL:
             return CONTROL[key](b, *operands)
         rule = RULES.get(key)
-        if rule is None:
-            body = body_of(node, opset, tuple(_type(x) for x in operands))
-            if body is None:
-                raise UnsupportedError(f"no rule for {key} of opset {opset}")
-            return self.call(body, node, operands)
-        names = [f"{self.prefix}{name}" if name else "" for name in node.outputs]
-        b.open(Origin("onnx", key, node.label))
-        made = rule(b, *operands)
-        flat = made if isinstance(made, list) else [made]
-        return list(b.close(names[0] or node.label, tuple(flat), names))
+        if rule is not None:
+            names = [f"{self.prefix}{name}" if name else "" for name in node.outputs]
+            b.open(Origin("onnx", key, node.label))
+            made = rule(b, *operands)
+            if made is not NotImplemented:
+                flat = made if isinstance(made, list) else [made]
+                return list(b.close(names[0] or node.label, tuple(flat), names))
+        body = body_of(node, opset, tuple(_type(x) for x in operands))
+        if body is None:
+            raise UnsupportedError(f"no rule for {key} of opset {opset}")
+        return self.call(body, node, operands)
 
     def attributes(self, node: OnnxNode, schema: Schema | None) -> dict[str, Any]:
         """Return the node's attributes, with those of the function and the defaults filled in."""

@@ -51,7 +51,8 @@ class Constant:
 Known = Value | Constant
 Operand = Known | tuple[Any, ...] | None
 Result = Operand | list[Operand]
-# A list is several results; a tuple is one result, which is a sequence.
+# A list is several results; a tuple is one result, which is a sequence. A rule that returns
+# NotImplemented leaves the node to the standard's function.
 Rule = Callable[..., Result]
 
 
@@ -123,6 +124,12 @@ class OnnxBuilder(Builder):
         return tuple(int(n) for n in self.array(operand, what).reshape(-1))
 
     # ---- nodes
+
+    def emit(self, op: str, /, *inputs: Any, **attributes: Any) -> Known:  # type: ignore[override]
+        """Append a node of one result, or compute it; return what it gives."""
+        found: Known
+        (found,) = self.emit_all(op, *inputs, **attributes)
+        return found
 
     def emit_all(self, op: str, /, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
         """Append a node, or compute it if all operands are constants."""

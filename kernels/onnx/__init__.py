@@ -10,5 +10,10 @@ from refquant.ir.op import OPS
 
 OPS.declare(
     __name__,
-    {},
+    {
+        "integer_product": ("onnx::MatMul",),
+        "local_response": ("onnx::Hardmax", "onnx::LRN"),
+        "pools": ("onnx::AveragePool", "onnx::LpPool", "onnx::MaxPool", "onnx::MaxUnpool"),
+        "recurrent": ("onnx::GRU", "onnx::LSTM", "onnx::RNN"),
+    },
 )
