@@ -99,9 +99,9 @@ OPS = (
         cases=(
             Case(
                 "even size",
-                (_X,),
+                (np.full((1, 2, 1), 2, np.float32),),
                 {"size": 2, "alpha": 2.0, "beta": 1.0, "bias": 0.0},
-                [[[3 / 18, 0.2], [1 / 3, 0.5]]],
+                [[[0.25], [0.5]]],
                 "one channel behind, none before",
             ),
         ),
