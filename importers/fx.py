@@ -17,6 +17,7 @@ from refquant.importers.fx_torch import (
     is_graph_module,
     require_torch,
 )
+from refquant.importers.lift import OPERATION
 from refquant.importers.rules import Prepacked, TorchBuilder
 from refquant.importers.torch_capture import capture, capture_graph_module
 from refquant.importers.torch_functions import FUNCTIONS, METHODS
@@ -379,6 +380,8 @@ def _found(call: Call) -> Rule | None:
     by the full name.
     """
     name = call.target
+    if name.startswith(OPERATION):
+        return _operation(name.removeprefix(OPERATION))
     if call.kind == "call_method":
         known = METHOD_FORMS.get(name) or METHODS.get(name)
         return known or METHODS.get(name.removesuffix("_"))
@@ -391,6 +394,16 @@ def _found(call: Call) -> Rule | None:
         name = name.split(".")[3]
         return METHODS.get(name) or FUNCTIONS.get(f"torch.{name}")
     return FUNCTIONS.get(name.removesuffix("_"))
+
+
+def _operation(op: str) -> Rule:
+    """Return the rule of a call of one of our own operations."""
+
+    def rule(b: FxBuilder, *operands: Any, **attributes: Any) -> Any:
+        results = b.emit_all(op, *operands, **attributes)
+        return results if len(results) > 1 else results[0]
+
+    return rule
 
 
 def _contains(value: Any, kind: Any) -> bool:

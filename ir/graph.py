@@ -226,8 +226,8 @@ class Graph:
         found.update({value.name: value for node in self.nodes for value in node.outputs})
         return found
 
-    def arrange(self, outputs: Iterable[Tensor]) -> Any:
-        """Arrange flat outputs as ``returns`` says."""
+    def arrange(self, outputs: Iterable[Any]) -> Any:
+        """Arrange flat outputs, or what stands for them, as ``returns`` says."""
         flat = tuple(outputs)
 
         def build(shape: Any) -> Any:

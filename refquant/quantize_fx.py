@@ -27,6 +27,7 @@ from refquant.fx.prepare import prepare
 from refquant.fx.suggest import warn_of_unmatched_entries
 from refquant.graph_module import GraphModule
 from refquant.importers.fx_torch import is_graph_module
+from refquant.importers.lift import program_of
 from refquant.importers.torch_capture import (
     as_types,
     capture,
@@ -346,12 +347,8 @@ def _program(
     if isinstance(model, GraphModule):
         program, own, target = model.program.copy(), model.types, model.target
     elif isinstance(model, Graph):
-        if model.program is None:
-            raise VerifyError(
-                "the graph does not know the calls it was made from (a file or a text does not "
-                "hold them); import the model again with from_fx"
-            )
-        program, target = model.program.copy(), str(model.target)
+        calls = program_of(model) if model.program is None else model.program.copy()
+        program, target = calls, str(model.target)
         own = tuple(value.type for value in model.inputs)
     elif isinstance(model, Program):
         program, own, target = model.copy(), (), "fbgemm"

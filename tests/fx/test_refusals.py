@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: quantize_fx.prepare_fx(DataDependent(), mapping(), X),
     ),
     "a graph from a text": (
-        "does not know the calls",
+        "holds no data",
         lambda: quantize_fx.prepare_fx(parse(str(from_fx(model(), X))), mapping(), X),
     ),
     "prepared twice": (
