@@ -143,7 +143,8 @@ class _Lift:
 
     def node(self, node: Node) -> None:
         """Lift one node: to a module, to a function of torch, or as it is."""
-        made = MODULES.get(node.op, lambda lift, node: None)(self, node)
+        known = MODULES.get(node.op)
+        made = known(self, node) if known else None
         if made is not None:
             module, last = made
             path = self.path(node.origin.node if node.origin else node.name)
