@@ -10,5 +10,30 @@ from refquant.ir.op import OPS
 
 OPS.declare(
     __name__,
-    {},
+    {
+        "bitwise": (
+            *("onnx::BitShift", "onnx::BitwiseAnd", "onnx::BitwiseNot"),
+            *("onnx::BitwiseOr", "onnx::BitwiseXor"),
+        ),
+        "cast": ("onnx::BitCast", "onnx::Cast"),
+        "classification": ("onnx::IsInf", "onnx::IsNaN"),
+        "col2im": ("onnx::Col2Im",),
+        "determinant": ("onnx::Det",),
+        "fourier": ("onnx::DFT", "onnx::STFT"),
+        "functions": (
+            *("onnx::Acos", "onnx::Acosh", "onnx::Asin", "onnx::Asinh", "onnx::Atan"),
+            *("onnx::Atanh", "onnx::Cosh", "onnx::Sinh", "onnx::Tan", "onnx::Tanh"),
+        ),
+        "grid_sample": ("onnx::GridSample",),
+        "modulo": ("onnx::Mod",),
+        "one_hot": ("onnx::OneHot",),
+        "power": ("onnx::Pow",),
+        "product": ("onnx::CumProd", "onnx::CumSum", "onnx::ReduceProd"),
+        "resize": ("onnx::Resize",),
+        "reverse_sequence": ("onnx::ReverseSequence",),
+        "scatter": (
+            *("onnx::GatherND", "onnx::ScatterElements", "onnx::ScatterND"),
+            "onnx::TensorScatter",
+        ),
+    },
 )
