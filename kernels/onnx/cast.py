@@ -66,8 +66,8 @@ def reference(input: Array, to: DType, saturate: bool = True, round_mode: str = 
 
     Examples
     --------
-    >>> reference(np.float32([500, 0.3]), float8_e4m3fn).astype(float)
-    array([448.    ,   0.3125])
+    >>> reference(np.float32([500, 0.3]), float8_e4m3fn)
+    array([448, 0.3125], dtype=float8_e4m3fn)
     """
     with np.errstate(all="ignore"):
         if to == float8_e8m0fnu:
@@ -158,15 +158,15 @@ OPS = (
         infer,
         Case(
             *("saturate", (_X,), {"to": float8_e4m3fn}),
-            *(_values([0.3125, 448, -448, np.nan], float8_e4m3fn), "infinity too"),
+            *([0.3125, 448, -448, np.nan], "infinity too"),
         ),
         Case(
             *("finite", (_X,), {"to": float8_e4m3fnuz, "saturate": False}),
-            *(_values([0.3125, np.nan, np.nan, np.nan], float8_e4m3fnuz), "no infinity"),
+            *([0.3125, np.nan, np.nan, np.nan], "no infinity"),
         ),
         Case(
             *("infinite", (_X,), {"to": float8_e5m2, "saturate": False}),
-            *(_values([0.3125, np.inf, -np.inf, np.nan], float8_e5m2), "has infinity"),
+            *([0.3125, np.inf, -np.inf, np.nan], "has infinity"),
         ),
         Case(
             *("up", (_P,), {"to": float8_e8m0fnu}),
@@ -178,7 +178,7 @@ OPS = (
                 (_P,),
                 {"to": float8_e8m0fnu, "saturate": False, "round_mode": "nearest"},
             ),
-            *(_values([np.nan, 1, 2, 2, np.nan], float8_e8m0fnu), "ties go up"),
+            *(_values([1, 2, 2], float8_e8m0fnu), "ties go up"),
         ),
         Case(
             *("four", (_X[:2],), {"to": float4_e2m1fn}, _values([0.5, 6], float4_e2m1fn), "6"),

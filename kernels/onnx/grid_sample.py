@@ -43,7 +43,7 @@ def _padded(x: Array, length: int, padding: str, align_corners: bool) -> Array:
 def _along(
     g: Array, length: int, mode: str, padding: str, align_corners: bool
 ) -> list[tuple[npt.NDArray[np.int64], Array, Array]]:
-    """Return for each neighbour along a dimension its position, whether it is there, its weight."""
+    """Return position, presence and weight of each neighbour along a dimension."""
     x = (g + 1) / 2 * (length - 1) if align_corners else ((g + 1) * length - 1) / 2
     x = np.clip(np.rint(x) if mode == "nearest" else x, -_FAR, _FAR)
     x = _padded(x, length, padding, align_corners)

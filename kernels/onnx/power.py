@@ -50,9 +50,9 @@ def reference(x: Array, y: Array) -> Array:
 def infer(x: TensorType, y: TensorType) -> TensorType:
     """Check that both are numbers."""
     plain("Pow", x, y)
-    for x in (x, y):
-        if x.dtype == bool_:
-            raise VerifyError(f"Pow: expected numbers, got {x}")
+    for operand in (x, y):
+        if operand.dtype == bool_:
+            raise VerifyError(f"Pow: expected numbers, got {operand}")
     return TensorType(x.dtype, broadcast("Pow", x.shape, y.shape))
 
 
