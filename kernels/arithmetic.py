@@ -153,7 +153,7 @@ def floor_divide(self: Array, other: Array | Number) -> Array:
 
 
 def _floor_quotient(a: Array, b: Array) -> Array:
-    if a.dtype.kind != "f":
+    if not type_of(a).dtype.is_floating_point:
         return np.asarray(a // b)
     remainder = np.fmod(a, b)
     quotient = (a - remainder) / b
@@ -165,10 +165,11 @@ def _floor_quotient(a: Array, b: Array) -> Array:
 
 
 def _truncated_quotient(a: Array, b: Array) -> Array:
-    if a.dtype.kind == "f":
+    if type_of(a).dtype.is_floating_point:
         return np.asarray(np.trunc(a / b))
-    quotient = np.abs(a) // np.abs(b)
-    return np.asarray(np.where((a < 0) == (b < 0), quotient, -quotient))
+    quotient = a // b  # rounded down; absolute values would overflow for the lowest integer
+    is_low = (quotient * b != a) & ((a < 0) != (b < 0))
+    return np.asarray(quotient + is_low).astype(a.dtype)
 
 
 def remainder(self: Array, other: Array | Number) -> Array:

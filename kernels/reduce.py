@@ -9,7 +9,7 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
-from refquant.ir.qtensor import Array, QTensor, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Shape, TensorType, bool_, int64
 from refquant.kernels.checks import dimension, known_length, per_tensor
@@ -72,8 +72,10 @@ def sum_(
     """
     axes = _axes(x.ndim, dim, "sum")
     if x.dtype != np.float32:
-        kind = x.dtype if x.dtype.kind == "f" else np.dtype(np.int64)
-        return np.asarray(x.sum(axis=axes, keepdims=keepdim, dtype=kind))
+        if not type_of(x).dtype.is_floating_point:
+            return np.asarray(x.sum(axis=axes, keepdims=keepdim, dtype=np.int64))
+        wide = np.float64 if x.dtype == np.float64 else np.float32
+        return np.asarray(x.sum(axis=axes, keepdims=keepdim, dtype=wide)).astype(x.dtype)
     total = sum_dims(x, axes, target)
     return total if keepdim else total.reshape([n for d, n in enumerate(x.shape) if d not in axes])
 
@@ -337,7 +339,7 @@ def cumsum(x: Array, dim: int) -> Array:
     >>> cumsum(np.array([1, 2, 3]), 0)
     array([1, 3, 6])
     """
-    if x.dtype.kind == "f":
+    if type_of(x).dtype.is_floating_point:
         return np.cumsum(x, axis=dim, dtype=np.float64).astype(x.dtype)
     return np.cumsum(x, axis=dim, dtype=np.int64)
 
@@ -385,7 +387,7 @@ def topk(
     elements = np.ascontiguousarray(x.int_repr if isinstance(x, QTensor) else x)
     keys = elements
     if largest:
-        keys = -elements if elements.dtype.kind == "f" else ~elements
+        keys = -elements if type_of(elements).dtype.is_floating_point else ~elements
     order = np.argsort(keys, axis=dim, kind="stable")
     first = np.take(order, range(k), axis=dim).astype(np.int64)
     values = np.take_along_axis(elements, first, dim)

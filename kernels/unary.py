@@ -10,7 +10,7 @@ import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
-from refquant.ir.qtensor import Array
+from refquant.ir.qtensor import Array, type_of
 from refquant.ir.target import TORCH_ENGINES
 from refquant.ir.types import TensorType, bool_, float32
 from refquant.kernels.layout import elementwise
@@ -19,9 +19,13 @@ _LIBRARY = """Float32 goes through float64 and is rounded once. torch uses its m
     there, whose last bit may differ: compare with a tolerance of 1 unit in the last place."""
 
 
+def _is_float(x: Array) -> bool:
+    return type_of(x).dtype.is_floating_point
+
+
 def _through_float64(function: Callable[[Any], Any]) -> Callable[[Array], Array]:
     def compute(x: Array) -> Array:
-        dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float32)
+        dtype = x.dtype if _is_float(x) else np.dtype(np.float32)
         with np.errstate(all="ignore"):
             return np.asarray(function(x.astype(np.float64))).astype(dtype)
 
@@ -40,7 +44,7 @@ def _floats(function: Callable[[Any], Any]) -> Callable[[Array], Array]:
     """Return the function on floats; integers become float32 first."""
 
     def compute(x: Array) -> Array:
-        if x.dtype.kind != "f":
+        if not _is_float(x):
             x = x.astype(np.float32)
         with np.errstate(all="ignore"):
             return np.asarray(function(x)).astype(x.dtype)
@@ -53,12 +57,12 @@ def _sign(x: Array) -> Array:
 
 
 def _round(x: Array) -> Array:
-    return np.rint(x) if x.dtype.kind == "f" else x
+    return np.rint(x) if _is_float(x) else x
 
 
 def _whole(function: Callable[[Any], Any]) -> Callable[[Array], Array]:
     """Return the function on floats; integers pass."""
-    return lambda x: function(x) if x.dtype.kind == "f" else x
+    return lambda x: function(x) if _is_float(x) else x
 
 
 def _infer(name: str, to_float: bool, to_bool: bool) -> Callable[[TensorType], TensorType]:
