@@ -82,7 +82,7 @@ __all__ = [
 
 _SUBMODULES = (
     *("backend_config", "compare", "equalization", "fake_quantize", "functional", "importers"),
-    *("observer", "ops", "qconfig", "qconfig_mapping", "quantize_fx"),
+    *("observer", "onnx_backend", "ops", "qconfig", "qconfig_mapping", "quantize_fx"),
 )
 _FUNCTIONS = {
     **dict.fromkeys(
@@ -98,6 +98,7 @@ _FUNCTIONS = {
     ),
     **dict.fromkeys(("QConfig", "get_default_qconfig", "get_default_qat_qconfig"), "qconfig"),
     "GraphModule": "graph_module",
+    "export_onnx": "onnx_export",
     "saturation_report": "saturation",
     "set_num_threads": "kernels.threads",
     "get_num_threads": "kernels.threads",

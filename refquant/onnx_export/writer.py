@@ -62,9 +62,7 @@ class Contract(tuple[Promise, ...]):
 
     def __str__(self) -> str:
         rows = [f"{len(self) - len(self.inexact)} of {len(self)} nodes are reproduced bit for bit"]
-        rows += [
-            f"{p.node} ({p.op} as {p.written}) may differ: {p.why}" for p in self.inexact
-        ]
+        rows += [f"{p.node} ({p.op} as {p.written}) may differ: {p.why}" for p in self.inexact]
         return "\n".join(rows)
 
 
@@ -188,6 +186,13 @@ class Writer:
         name = self.operand(value)
         return self.dequantize(name, value.type) if value.type.dtype.is_quantized else name
 
+    def real_value(self, value: Value) -> Value:
+        """Return a quantized value's real numbers as a value."""
+        kind = TensorType(float32, value.type.shape)
+        made = Value(f"{value.name}:real", kind)
+        self._names[made.name] = self.real(value)
+        return made
+
     def shape(self, sizes: Sequence[Any]) -> str:
         """Return lengths as a constant; -1 for one that depends on the batch."""
         known = [-1 if isinstance(n, Dim) else int(n) for n in sizes]
@@ -204,10 +209,14 @@ class Writer:
         for value, name in zip(node.outputs, names, strict=True):
             if name in made:
                 self._rename(name, value.name, first)
-                name = value.name  # noqa: PLW2901
+                name = value.name
             self._names[value.name] = name
         written = " ".join(proto.op_type for proto in self._nodes[first:]) or "nothing"
         self.promises.append(Promise(node.name, node.op, written, exact, why))
+
+    def pretend(self, node: Node) -> None:
+        """Let the results of a node that cannot be written have names, to look further."""
+        self._names.update({value.name: value.name for value in node.outputs})
 
     def begin(self) -> None:
         """Start the nodes of one of our nodes."""
@@ -220,7 +229,7 @@ class Writer:
 
     def model(self) -> Any:
         """Return the model."""
-        outputs = []
+        outputs: list[Any] = []
         for index, value in enumerate(self.graph.outputs):
             name = self.operand(value)
             if name in {output.name for output in outputs} or name not in self.types:
