@@ -18,6 +18,8 @@ from refquant.importers.onnx_builder import (
 )
 from refquant.importers.onnx_control import CONTROL
 from refquant.importers.onnx_file import (
+    NEWEST_OPSET,
+    ONNX_DOMAINS,
     Declared,
     OnnxFunction,
     OnnxGraph,
@@ -30,7 +32,7 @@ from refquant.importers.onnx_file import (
     read,
     schema_of,
 )
-from refquant.importers.onnx_rules import RULES
+from refquant.importers.onnx_rules import REFUSED, REFUSED_DOMAINS, RULES
 from refquant.importers.onnx_symbolic import SYMBOLIC
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Origin, Value
@@ -237,17 +239,22 @@ class _Import:
         if key in CONTROL:
             return CONTROL[key](b, *operands)
         rule = RULES.get(key)
-        if rule is not None:
-            names = [f"{self.prefix}{name}" if name else "" for name in node.outputs]
-            b.open(Origin("onnx", key, node.label))
-            made = rule(b, *operands)
-            if made is not NotImplemented:
-                flat = made if isinstance(made, list) else [made]
-                return list(b.close(names[0] or node.label, tuple(flat), names))
-        body = body_of(node, opset, tuple(_type(x) for x in operands))
-        if body is None:
-            raise UnsupportedError(f"no rule for {key} of opset {opset}")
-        return self.call(body, node, operands)
+        names = [f"{self.prefix}{name}" if name else "" for name in node.outputs]
+        b.open(Origin("onnx", key, node.label))
+        made = NotImplemented if rule is None else rule(b, *operands)
+        if made is NotImplemented:
+            return self.call(self.body(node, opset, operands), node, operands)
+        flat = made if isinstance(made, list) else [made]
+        return list(b.close(names[0] or node.label, tuple(flat), names))
+
+    def body(self, node: OnnxNode, opset: int, operands: Sequence[Operand]) -> OnnxFunction:
+        """Return the standard's function of an operator, of the newest opset if it came late."""
+        types = tuple(_type(x) for x in operands)
+        for version in (opset, NEWEST_OPSET) if node.domain in ONNX_DOMAINS else (opset,):
+            found = body_of(node, version, types)
+            if found is not None:
+                return found
+        raise UnsupportedError(f"no rule for {node.qualified} of opset {opset}")
 
     def attributes(self, node: OnnxNode, schema: Schema | None) -> dict[str, Any]:
         """Return the node's attributes, with those of the function and the defaults filled in."""
@@ -337,8 +344,10 @@ class _Import:
                             look(graph.nodes, opsets)
                 domain = "" if node.domain == "ai.onnx" else node.domain
                 if not self.is_known(node, opsets.get(domain)):
-                    version = opsets.get(domain, "not imported")
-                    found.setdefault(f"{node.qualified} (opset {version})", []).append(node.label)
+                    version = f"opset {opsets.get(domain, 'not imported')}"
+                    reason = REFUSED.get(node.qualified, REFUSED_DOMAINS.get(node.domain))
+                    why = f"{version}; {reason}" if reason else version
+                    found.setdefault(f"{node.qualified} ({why})", []).append(node.label)
 
         look(self.model.graph.nodes, self.opsets)
         for function in self.model.functions.values():
@@ -360,7 +369,10 @@ class _Import:
             return False
         if key in RULES or key in CONTROL:
             return True
-        return may_have_body(node.op, node.domain, opset)
+        if key in REFUSED or node.domain in REFUSED_DOMAINS:
+            return False
+        versions = (opset, NEWEST_OPSET) if node.domain in ONNX_DOMAINS else (opset,)
+        return any(may_have_body(node.op, node.domain, version) for version in versions)
 
 
 def check_node(
@@ -430,6 +442,8 @@ def bound(declared: Declared, value: Any) -> Operand:
 
 def vector_like(found: Any) -> Array:
     """Return an array of lengths as int64 where none is symbolic."""
+    if isinstance(found, np.ndarray) and found.dtype == np.bool_:
+        return found
     array = np.asarray(found, object)
     if any(isinstance(n, Dim) for n in array.reshape(-1)):
         return array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from refquant.ir.graph import Origin, Value
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import type_of
 from refquant.ir.target import Target
-from refquant.ir.types import DType, Size, TensorType, int64
+from refquant.ir.types import Dim, DType, Size, TensorType, int64
 
 Array = npt.NDArray[Any]
 
@@ -138,7 +138,7 @@ class OnnxBuilder(Builder):
             raise UnsupportedError(f"{op} of a sequence")
         if any(isinstance(x, Constant) and x.is_symbolic for x in given):
             raise DataDependentError("a value that depends on the batch; give the input's shape")
-        if all(isinstance(x, Constant) for x in given):
+        if all(isinstance(x, Constant) for x in given) and not is_symbolic(attributes.values()):
             return self._compute(op, inputs, attributes)
         values = [self.parameter(x.name, x.data) if isinstance(x, Constant) else x for x in inputs]
         outputs = super().emit_all(op, *values, **attributes)
@@ -170,6 +170,11 @@ class OnnxBuilder(Builder):
     def run_subgraph(self, graph: OnnxGraph, *operands: Operand) -> list[Operand]:
         """Import the nodes of a subgraph in place; return its results."""
         return self._subgraph(graph, operands)
+
+
+def is_symbolic(values: Iterable[Any]) -> bool:
+    """Whether a value, or an entry of a tuple among them, depends on the batch."""
+    return any(is_symbolic(v) if isinstance(v, tuple) else isinstance(v, Dim) for v in values)
 
 
 def vector(sizes: tuple[Size, ...]) -> Array:

@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 # Of one tensor: a larger one is refused before memory is taken.
 MOST_BYTES = 2**31
 LEAST_OPSET = 7
+NEWEST_OPSET = defs.onnx_opset_version()
 # Domains by the names that models use; the empty one is ONNX's own.
 ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -358,10 +359,10 @@ def _opsets(imports: Any) -> dict[str, int]:
     if "ai.onnx" in opsets:
         opsets[""] = opsets.pop("ai.onnx")
     version = opsets.get("")
-    newest = defs.onnx_opset_version()
-    if version is not None and not LEAST_OPSET <= version <= newest:
+    if version is not None and not LEAST_OPSET <= version <= NEWEST_OPSET:
+        known = f"{LEAST_OPSET} to {NEWEST_OPSET}"
         raise UnsupportedError(
-            f"opset {version} is not supported; the installed onnx knows {LEAST_OPSET} to {newest}"
+            f"opset {version} is not supported; the installed onnx knows {known}"
         )
     return opsets
 

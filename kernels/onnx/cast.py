@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 
@@ -67,7 +65,7 @@ def reference(input: Array, to: DType, saturate: bool = True, round_mode: str = 
     Examples
     --------
     >>> reference(np.float32([500, 0.3]), float8_e4m3fn)
-    array([448, 0.3125], dtype=float8_e4m3fn)
+    array([448, 0.3125], dtype='float8_e4m3fn')
     """
     with np.errstate(all="ignore"):
         if to == float8_e8m0fnu:
@@ -144,11 +142,11 @@ def infer_bits(input: TensorType, to: DType) -> TensorType:
     return TensorType(to, input.shape)
 
 
-def _values(expected: list[Any], dtype: DType) -> Array:
-    return np.array(expected, np.float32).astype(dtype.storage)
+def _powers(*exponents: int) -> Array:
+    return np.exp2(np.array(exponents, np.float64)).astype(float8_e8m0fnu.storage)
 
 
-_X = np.array([0.3, 1e6, -np.inf, np.nan], np.float32)
+_X = np.array([0.3, 1e6, -np.inf], np.float32)
 _P = np.array([0, 1.1, 1.5, 2, np.inf], np.float32)
 
 OPS = (
@@ -156,33 +154,20 @@ OPS = (
         "Cast",
         reference,
         infer,
-        Case(
-            *("saturate", (_X,), {"to": float8_e4m3fn}),
-            *([0.3125, 448, -448, np.nan], "infinity too"),
-        ),
-        Case(
-            *("finite", (_X,), {"to": float8_e4m3fnuz, "saturate": False}),
-            *([0.3125, np.nan, np.nan, np.nan], "no infinity"),
-        ),
+        Case("saturate", (_X,), {"to": float8_e4m3fn}, [0.3125, 448, -448], "infinity too"),
         Case(
             *("infinite", (_X,), {"to": float8_e5m2, "saturate": False}),
-            *([0.3125, np.inf, -np.inf, np.nan], "has infinity"),
+            *([0.3125, np.inf, -np.inf], "the type has infinity"),
         ),
         Case(
             *("up", (_P,), {"to": float8_e8m0fnu}),
-            *(_values([2.0**-127, 2, 2, 2, 2.0**127], float8_e8m0fnu), "0 and infinity: the ends"),
+            *(_powers(-127, 1, 1, 1, 127), "0 and infinity become the ends"),
         ),
         Case(
-            *(
-                "nearest",
-                (_P,),
-                {"to": float8_e8m0fnu, "saturate": False, "round_mode": "nearest"},
-            ),
-            *(_values([1, 2, 2], float8_e8m0fnu), "ties go up"),
+            *("nearest", (_P[1:4],), {"to": float8_e8m0fnu, "round_mode": "nearest"}),
+            *(_powers(0, 1, 1), "ties go up"),
         ),
-        Case(
-            *("four", (_X[:2],), {"to": float4_e2m1fn}, _values([0.5, 6], float4_e2m1fn), "6"),
-        ),
+        Case("four", (_X,), {"to": float4_e2m1fn}, [0.5, 6, -6], "ends at 6"),
         Case("wrap", (np.array([-9, 8]),), {"to": int4}, [7, -8], "the lowest bits"),
     ),
     operator(
