@@ -300,7 +300,10 @@ class _Import:
         self.enter()
         try:
             self.nodes(function.nodes)
-            return [self.value(name, "output") for name in function.outputs]
+            wanted = [*node.outputs, *[""] * len(function.outputs)]
+            pairs = zip(function.outputs, wanted, strict=False)
+            # What nobody asked for may not even be computed.
+            return [self.value(name, "output") if asked else None for name, asked in pairs]
         finally:
             self.env, self.formal, self.opsets, self.prefix = outer
             self.depth -= 1
