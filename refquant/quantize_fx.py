@@ -37,7 +37,7 @@ from refquant.importers.torch_capture import (
 from refquant.ir.errors import VerifyError
 from refquant.ir.graph import Graph
 from refquant.ir.program import Program
-from refquant.ir.target import Engine, Target
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import TensorType
 from refquant.observer_base import caller
 from refquant.qconfig_mapping import QConfigMapping
@@ -348,7 +348,9 @@ def _program(
         program, own, target = model.program.copy(), model.types, model.target
     elif isinstance(model, Graph):
         calls = program_of(model) if model.program is None else model.program.copy()
-        program, target = calls, str(model.target)
+        # ONNX has no quantized operators of torch: what is prepared is for a machine of torch's.
+        of_torch = model.target.engine in TORCH_ENGINES
+        program, target = calls, str(model.target if of_torch else Target())
         own = tuple(value.type for value in model.inputs)
     elif isinstance(model, Program):
         program, own, target = model.copy(), (), "fbgemm"

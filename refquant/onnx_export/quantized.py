@@ -16,6 +16,7 @@ from refquant.ir.types import TensorType, float32, float64, int32, quint8
 from refquant.kernels import quantized_conv, quantized_linear
 from refquant.kernels.accumulate import Sums as Way
 from refquant.kernels.accumulate import weight_zero_points
+from refquant.kernels.clamp import SCRAMBLING
 from refquant.kernels.layer import stand_in
 from refquant.kernels.requantize import Rounding, Stage, accumulator_scale, finish_scaled
 from refquant.onnx_export.floats import (
@@ -318,6 +319,8 @@ def _table(w: Writer, node: Node) -> Written:
     index = w.cast(w.operand(x), int32)
     same = bool(np.array_equal(table, tail))
     why = "all 256 results" if same else "torch's vector and scalar code differ at some of them"
+    if node.op in _LIMITS and w.target.engine in SCRAMBLING and x.type.rank > 3:
+        same, why = False, "torch puts results of channels-last maps in another order"
     return w.add("Gather", w.constant(table, "table"), index, axis=0), same, why
 
 
@@ -419,7 +422,7 @@ def _dequantize(w: Writer, node: Node) -> Written:
     assert x is not None
     if not x.type.dtype.is_quantized:
         return w.operand(x), True, "a float already"
-    return w.dequantize(w.operand(x), x.type), True, "one product of two float32"
+    return w.real(x), True, "one product of two float32"
 
 
 def _fake_quantize(w: Writer, node: Node) -> Written:
@@ -460,10 +463,11 @@ def _limited(
 
 
 _RANKS = (1, 2, 3)
+_LIMITS = ("aten::clamp", "aten::hardtanh", "aten::relu6")
 TABLES = (
     *("quantized::hardswish", "quantized::sigmoid", "quantized::elu", "quantized::leaky_relu"),
     *("quantized::celu", "aten::sigmoid", "aten::tanh", "aten::hardsigmoid", "aten::gelu"),
-    *("aten::leaky_relu", "aten::clamp", "aten::hardtanh", "aten::relu6"),
+    *("aten::leaky_relu", *_LIMITS),
     *("quantized::add_scalar", "quantized::mul_scalar"),
     *("quantized::add_scalar_relu", "quantized::mul_scalar_relu"),
 )

@@ -184,7 +184,10 @@ class Writer:
         if value is None:
             return ""
         name = self.operand(value)
-        return self.dequantize(name, value.type) if value.type.dtype.is_quantized else name
+        data = self.data(value)
+        # A constant knows the scale that its type leaves open.
+        kind = data.type if isinstance(data, QTensor) else value.type
+        return self.dequantize(name, kind) if kind.dtype.is_quantized else name
 
     def real_value(self, value: Value) -> Value:
         """Return a quantized value's real numbers as a value."""
