@@ -130,7 +130,7 @@ class _Import:
             elif d.name not in self.env:
                 given = shapes.get(d.name, d.shape)
                 if d.kind != "tensor" or d.dtype is None:
-                    raise UnsupportedError(
+                    raise DataDependentError(
                         f"input {d.name} is a {d.kind}; bind it: constants={{{d.name!r}: ...}}"
                     )
                 if given is None or any(n is None or isinstance(n, str) for n in given[1:]):
@@ -300,7 +300,11 @@ class _Import:
         self.enter()
         try:
             self.nodes(function.nodes)
-            return [self.value(name, "output") for name in function.outputs]
+            wanted = dict(zip(function.outputs, node.outputs, strict=False))
+            return [
+                self.value(name, "output") if wanted.get(name) else None
+                for name in function.outputs
+            ]
         finally:
             self.env, self.formal, self.opsets, self.prefix = outer
             self.depth -= 1

@@ -124,7 +124,7 @@ def bit_cast(input: Array, to: DType) -> Array:
     >>> hex(int(bit_cast(np.float32([1]), uint32)[0]))
     '0x3f800000'
     """
-    return np.asarray(np.ascontiguousarray(input).view(to.storage))
+    return np.asarray(np.asarray(input, order="C").view(to.storage))
 
 
 def _bits(dtype: DType) -> int:
