@@ -130,7 +130,7 @@ class _Import:
             elif d.name not in self.env:
                 given = shapes.get(d.name, d.shape)
                 if d.kind != "tensor" or d.dtype is None:
-                    raise UnsupportedError(
+                    raise DataDependentError(
                         f"input {d.name} is a {d.kind}; bind it: constants={{{d.name!r}: ...}}"
                     )
                 if given is None or any(n is None or isinstance(n, str) for n in given[1:]):
@@ -300,10 +300,11 @@ class _Import:
         self.enter()
         try:
             self.nodes(function.nodes)
-            wanted = [*node.outputs, *[""] * len(function.outputs)]
-            pairs = zip(function.outputs, wanted, strict=False)
-            # What nobody asked for may not even be computed.
-            return [self.value(name, "output") if asked else None for name, asked in pairs]
+            wanted = dict(zip(function.outputs, node.outputs, strict=False))
+            return [
+                self.value(name, "output") if wanted.get(name) else None
+                for name in function.outputs
+            ]
         finally:
             self.env, self.formal, self.opsets, self.prefix = outer
             self.depth -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
+from types import NotImplementedType
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ class Constant:
 # optional input that is absent.
 Known = Value | Constant
 Operand = Known | tuple[Any, ...] | None
-Result = Operand | list[Operand]
-# A list is several results; a tuple is one result, which is a sequence. A rule that returns
-# NotImplemented leaves the node to the standard's function.
+Result = Operand | list[Operand] | NotImplementedType
+# A list is several results; a tuple is one result, which is a sequence; NotImplemented asks for
+# the standard's function.
 Rule = Callable[..., Result]
 
 
@@ -157,7 +158,7 @@ class OnnxBuilder(Builder):
         several = results if isinstance(results, tuple) else (results,)
         return tuple(Constant(self.node.label, np.asarray(y)) for y in several)
 
-    def cast(self, x: Any, dtype: DType) -> Any:
+    def cast(self, x: Known, dtype: DType) -> Known:
         """Return a tensor as another type."""
         return x if x.type.dtype == dtype else self.emit("aten::to", x, dtype=dtype)
 

@@ -53,13 +53,31 @@ def _stacked(b: OnnxBuilder, parts: Sequence[Operand], axis: int) -> Operand:
 
 
 def _scan(b: OnnxBuilder, *operands: Operand) -> list[Operand]:
+    if b.version >= 9:
+        return _scanned(b, operands)
+    lengths, *batches = operands
+    if lengths is not None:
+        raise UnsupportedError("a scan of sequences of different lengths")
+    known = [x for x in batches if isinstance(x, Value | Constant)]
+    if len(known) != len(batches) or len({x.type.shape[:1] for x in known}) != 1:
+        raise VerifyError("the operands have different numbers of batches")
+    (count,) = known[0].type.shape[:1]
+    if not isinstance(count, int) or count < 1:
+        raise UnsupportedError(f"a scan of {count} batches")
+    each = [_scanned(b, [_part(b, x, 0, i) for x in batches]) for i in range(count)]
+    return [_stacked(b, parts, 0) for parts in zip(*each, strict=True)]
+
+
+def _scanned(b: OnnxBuilder, operands: Sequence[Operand]) -> list[Operand]:
+    """Return the results for one batch; opset 8 calls the directions by another name."""
     body = b.get("body")
     scanned = b.get("num_scan_inputs")
     carried = len(operands) - scanned
     inputs = operands[carried:]
     outputs = len(body.outputs) - carried
     axes = _axes(b.get("scan_input_axes"), scanned)
-    backwards = b.get("scan_input_directions") or (0,) * scanned
+    directions = b.get("scan_input_directions") or b.get("directions")
+    backwards = directions or (0,) * scanned
     result_axes = _axes(b.get("scan_output_axes"), outputs)
     result_backwards = b.get("scan_output_directions") or (0,) * outputs
     lengths = {
@@ -94,4 +112,23 @@ def _part(b: OnnxBuilder, x: Operand, axis: int, index: int) -> Operand:
     return b.step("aten::select", x, dim=axis, index=index)
 
 
-CONTROL: dict[str, Callable[..., list[Operand]]] = {"If": _if, "Loop": _loop, "Scan": _scan}
+def _map(b: OnnxBuilder, sequence: Operand, *others: Operand) -> list[Operand]:
+    """Return what the body gives for each part of the sequences; tensors stay as they are."""
+    body = b.get("body")
+    if not isinstance(sequence, tuple):
+        raise VerifyError("expected a sequence")
+    if any(isinstance(x, tuple) and len(x) != len(sequence) for x in others):
+        raise VerifyError("the sequences are of different lengths")
+    turns = []
+    for i, part in enumerate(sequence):
+        rest = [x[i] if isinstance(x, tuple) else x for x in others]
+        turns.append(b.run_subgraph(body, part, *rest))
+    return [tuple(turn[k] for turn in turns) for k in range(len(body.outputs))]
+
+
+CONTROL: dict[str, Callable[..., list[Operand]]] = {
+    "If": _if,
+    "Loop": _loop,
+    "Scan": _scan,
+    "SequenceMap": _map,
+}

@@ -268,7 +268,7 @@ def _depth_to_space(b: OnnxBuilder, x: Known) -> Known:
 def _space_to_depth(b: OnnxBuilder, x: Known) -> Known:
     if x.type.rank != 4:
         raise VerifyError(f"expected rank 4, got {x.type}")
-    n, channels, height, width = x.type.shape
+    n, channels, *_ = x.type.shape
     s, mode = b.get("blocksize"), b.get("mode", "DCR")
     if s < 1 or known(x, 2) % s or known(x, 3) % s or mode not in ("DCR", "CRD"):
         raise VerifyError(f"blocksize {s} and mode {mode!r} of {x.type}")

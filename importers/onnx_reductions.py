@@ -94,7 +94,7 @@ def _end(dtype: DType, lowest: bool) -> Any:
         return np.asarray(not lowest)
     if dtype.is_floating_point:
         return np.asarray(-np.inf if lowest else np.inf).astype(dtype.storage)
-    limits = ml_dtypes.iinfo(dtype.storage)
+    limits = ml_dtypes.iinfo(dtype.storage)  # type: ignore[no-untyped-call]
     return np.asarray(limits.min if lowest else limits.max, dtype.storage)
 
 

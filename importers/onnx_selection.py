@@ -91,8 +91,9 @@ def _unique(b: OnnxBuilder, x: Known) -> list[Operand]:
     rows = np.moveaxis(data, axis, 0)
     keys = rows.reshape(len(rows), -1)
     # Bits would not order numbers; columns from the last to the first do.
-    order = np.lexsort(tuple(_sortable(column) for column in keys.T[::-1])) if keys.size else []
-    of, first, counts = _groups(keys, np.asarray(order, np.int64))
+    columns = tuple(_sortable(column) for column in keys.T[::-1])
+    order = np.lexsort(columns) if keys.size else np.arange(len(keys))
+    of, first, counts = _groups(keys, order)
     if not b.get("sorted", 1):
         turn = np.argsort(first, kind="stable")
         first, counts = first[turn], counts[turn]
@@ -125,13 +126,14 @@ def _range(b: OnnxBuilder, *bounds: Known) -> Constant:
     dtype = values[0].dtype
     if dtype.kind in "iu":
         count = len(range(int(start), int(limit), int(step)))
-        first, width = int(start), int(step)
+        wide: np.dtype[Any] = np.dtype(np.int64)
     else:
-        first, width = float(start), float(step)
-        count = max(ceil((float(limit) - first) / width), 0)
+        wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        start, limit, step = (v.astype(wide) for v in (start, limit, step))
+        count = max(ceil(float(limit - start) / float(step)), 0)
     check_size(TensorType(int64, (count,)))
-    places = np.arange(count)
-    return b.constant((first + places * width).astype(dtype))
+    places = np.arange(count).astype(wide)
+    return b.constant((start.astype(wide) + places * step.astype(wide)).astype(dtype))
 
 
 def _non_max_suppression(

@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 
 from refquant.importers.onnx_builder import Constant, OnnxBuilder, Operand, Rule
-from refquant.ir.errors import VerifyError
+from refquant.importers.onnx_reductions import position
+from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.graph import Value
+
+MOST_PARTS = 10_000
 
 
 def _sequence(operand: Operand) -> tuple[Any, ...]:
@@ -16,36 +20,34 @@ def _sequence(operand: Operand) -> tuple[Any, ...]:
     return operand
 
 
-def _index(b: OnnxBuilder, position: Operand, count: int) -> int:
-    index = int(b.array(position, "a position"))
+def _index(b: OnnxBuilder, at: Operand, count: int) -> int:
+    index = int(b.array(at, "a position").reshape(()))
     if not -count <= index < count:
         raise VerifyError(f"position {index} is outside a sequence of {count}")
     return index % count if count else 0
 
 
-def _at(b: OnnxBuilder, sequence: Operand, position: Operand) -> Operand:
+def _at(b: OnnxBuilder, sequence: Operand, at: Operand) -> Operand:
     parts = _sequence(sequence)
-    found: Operand = parts[_index(b, position, len(parts))]
+    found: Operand = parts[_index(b, at, len(parts))]
     return found
 
 
-def _insert(
-    b: OnnxBuilder, sequence: Operand, tensor: Operand, position: Operand = None
-) -> Operand:
+def _insert(b: OnnxBuilder, sequence: Operand, tensor: Operand, where: Operand = None) -> Operand:
     parts = list(_sequence(sequence))
     count = len(parts)
     at = count
-    if position is not None:
-        at = int(b.array(position, "a position"))
+    if where is not None:
+        at = int(b.array(where, "a position").reshape(()))
         if not -count <= at <= count:
             raise VerifyError(f"position {at} is outside a sequence of {count}")
     parts.insert(at, tensor)
     return tuple(parts)
 
 
-def _erase(b: OnnxBuilder, sequence: Operand, position: Operand = None) -> Operand:
+def _erase(b: OnnxBuilder, sequence: Operand, where: Operand = None) -> Operand:
     parts = list(_sequence(sequence))
-    del parts[-1 if position is None else _index(b, position, len(parts))]
+    del parts[-1 if where is None else _index(b, where, len(parts))]
     return tuple(parts)
 
 
@@ -58,6 +60,33 @@ def _concatenated(b: OnnxBuilder, sequence: Operand) -> Operand:
     if b.get("new_axis"):
         return b.emit("aten::stack", *parts, dim=axis)
     return b.emit("aten::cat", *parts, dim=axis)
+
+
+def _split(b: OnnxBuilder, x: Operand, split: Operand = None) -> Operand:
+    if not isinstance(x, Value | Constant):
+        raise VerifyError("expected a tensor")
+    axis = position(b.get("axis", 0), x.type.rank)
+    length = x.type.shape[axis]
+    if not isinstance(length, int):
+        raise UnsupportedError(f"the length of dimension {axis} of {x.type} must be known")
+    sizes: tuple[int, ...] = (1,) * length
+    if split is not None:
+        given = b.integers(split, "the lengths")
+        sizes = given
+        if isinstance(split, Constant) and split.type.rank == 0:
+            (each,) = given
+            if each < 1:
+                raise VerifyError(f"the length of a part must be positive, got {each}")
+            rest = (length % each,) if length % each else ()
+            sizes = (each,) * (length // each) + rest
+    if any(n < 0 for n in sizes):
+        raise VerifyError(f"a length is negative in {list(sizes)}")
+    if len(sizes) > MOST_PARTS:
+        raise UnsupportedError(f"a sequence of {len(sizes)} parts, more than {MOST_PARTS}")
+    parts = b.emit_all("aten::split_with_sizes", x, split_sizes=sizes, dim=axis)
+    if split is None and not b.get("keepdims", 1):
+        return tuple(b.emit("aten::squeeze", part, dim=axis) for part in parts)
+    return tuple(parts)
 
 
 def _element(b: OnnxBuilder, optional: Operand) -> Operand:
@@ -77,4 +106,5 @@ SEQUENCES: dict[str, Rule] = {
     "SequenceErase": _erase,
     "SequenceInsert": _insert,
     "SequenceLength": _length,
+    "SplitToSequence": _split,
 }

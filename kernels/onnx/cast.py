@@ -71,7 +71,7 @@ def reference(input: Array, to: DType, saturate: bool = True, round_mode: str = 
         if to == float8_e8m0fnu:
             return _power_of_two(input.astype(np.float64), saturate, round_mode)
         if to in SATURATING and saturate and input.dtype != to.storage:
-            most = float(ml_dtypes.finfo(to.storage).max)
+            most = float(ml_dtypes.finfo(to.storage).max)  # type: ignore[no-untyped-call]
             wide = np.float64 if input.dtype == np.float64 else np.float32
             input = np.clip(input.astype(wide), -most, most)
         return np.asarray(input.astype(to.storage))
@@ -124,7 +124,7 @@ def bit_cast(input: Array, to: DType) -> Array:
     >>> hex(int(bit_cast(np.float32([1]), uint32)[0]))
     '0x3f800000'
     """
-    return np.asarray(np.ascontiguousarray(input).view(to.storage))
+    return np.asarray(np.asarray(input, order="C").view(to.storage))
 
 
 def _bits(dtype: DType) -> int:

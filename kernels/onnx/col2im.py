@@ -113,12 +113,18 @@ OPS = (
         reference,
         infer,
         Case(
-            *("overlap", (np.array([[[1, 2], [3, 4]]], np.float32),)),
-            *({**_GEOMETRY, "image_shape": (3,), "pads": (0, 0)}, [[[1, 5, 4]]], "added"),
+            "overlap",
+            (np.array([[[1, 2], [3, 4]]], np.float32),),
+            {**_GEOMETRY, "image_shape": (3,), "pads": (0, 0)},
+            [[[1, 5, 4]]],
+            "added",
         ),
         Case(
-            *("padding", (np.array([[[1, 2], [3, 4]]], np.float32),)),
-            *({**_GEOMETRY, "image_shape": (2,), "pads": (1, 0)}, [[[5, 4]]], "1 is lost"),
+            "padding",
+            (np.array([[[1, 2], [3, 4]]], np.float32),),
+            {**_GEOMETRY, "image_shape": (2,), "pads": (1, 0)},
+            [[[5, 4]]],
+            "1 is lost",
         ),
     ),
 )

@@ -49,7 +49,7 @@ def reference(indices: Array, values: Array, depth: int, axis: int = -1) -> Arra
     shape[axis] = depth
     places = np.arange(depth).reshape(shape)
     is_place = (whole == places) | (whole + depth == places)
-    return np.where(is_place, values[1], values[0]).astype(values.dtype)
+    return np.asarray(np.where(is_place, values[1], values[0]), values.dtype)
 
 
 def infer(indices: TensorType, values: TensorType, depth: int, axis: int = -1) -> TensorType:

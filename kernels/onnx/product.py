@@ -49,7 +49,7 @@ def reference(data: Array, axes: tuple[int, ...], keepdims: bool = True) -> Arra
     array([ 2., 12.], dtype=float32)
     """
     with np.errstate(all="ignore"):
-        made = np.multiply.reduce(data, axis=axes, dtype=_wide(data), keepdims=keepdims)
+        made: Any = np.prod(data, axis=axes, dtype=_wide(data), keepdims=keepdims)
         return np.asarray(made).astype(data.dtype)
 
 

@@ -217,7 +217,7 @@ def _along(x: Array, axis: int, taps: _Taps, extrapolation: float | None) -> Arr
             np.take(x, at, axis) * w.reshape(shape)
             for at, w in zip(columns, taps.weights.T, strict=True)
         )
-        made = sum(terms, start=np.zeros((), np.float64))  # type: ignore[assignment]
+        made = sum(terms, start=np.zeros((), np.float64))
     if extrapolation is not None:
         made = np.where(taps.outside.reshape(shape), np.asarray(extrapolation, x.dtype), made)
     return made
@@ -228,7 +228,7 @@ def _rounded(x: Array, dtype: np.dtype[Any]) -> Array:
         return np.ascontiguousarray(x)
     with np.errstate(all="ignore"):
         if not type_of(np.empty(0, dtype)).dtype.is_floating_point:
-            limits = ml_dtypes.iinfo(dtype)
+            limits = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
             x = np.clip(np.rint(x), float(limits.min), float(limits.max))
         return np.ascontiguousarray(x).astype(dtype)
 
@@ -287,38 +287,51 @@ OPS = (
         infer,
         Case("nearest", (_X,), _TWICE, [[1, 1, 2, 2, 3, 3, 4, 4]], "the middle of a pixel"),
         Case(
-            *("linear", (_X,), {**_TWICE, "mode": "linear"}),
-            *([[1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4]], "the ends stay"),
+            "linear",
+            (_X,),
+            {**_TWICE, "mode": "linear"},
+            [[1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4]],
+            "the ends stay",
         ),
         Case(
-            *("corners", (_X,)),
-            *({**_HALF, "mode": "linear", "coordinate_transformation_mode": "align_corners"},),
-            *([[1, 4]], "first on first, last on last"),
+            "corners",
+            (_X,),
+            {**_HALF, "mode": "linear", "coordinate_transformation_mode": "align_corners"},
+            [[1, 4]],
+            "first on first, last on last",
         ),
-        Case(*("cubic", (_X,), {**_HALF, "mode": "cubic"}, [[1.40625, 3.59375]], "4 neighbours")),
+        Case("cubic", (_X,), {**_HALF, "mode": "cubic"}, [[1.40625, 3.59375]], "4 neighbours"),
         Case(
-            *("antialias", (_X,), {**_HALF, "mode": "linear", "antialias": True}),
-            *([[1.625, 3.375]], "all that share the pixel"),
-        ),
-        Case(
-            *("outside", (_X,), {**_HALF, "mode": "cubic", "exclude_outside": True}),
-            *(np.array([[48 / 35, 127 / 35]], np.float32), "3 weights"),
-        ),
-        Case(
-            *("integers", (np.array([0, 255], np.uint8),)),
-            *({"sizes": (3,), "scales": (1.5,), "axes": (0,), "mode": "linear"},),
-            *([0, 128, 255], "127.5 to even"),
+            "antialias",
+            (_X,),
+            {**_HALF, "mode": "linear", "antialias": True},
+            [[1.625, 3.375]],
+            "all that share the pixel",
         ),
         Case(
-            *("crop", (_X,)),
-            *(
-                {
-                    **{"sizes": (2,), "scales": (0.5,), "axes": (1,), "roi": (0.0, 2.0)},
-                    "coordinate_transformation_mode": "tf_crop_and_resize",
-                    "extrapolation_value": 9.0,
-                },
-            ),
-            *([[1, 9]], "outside"),
+            "outside",
+            (_X,),
+            {**_HALF, "mode": "cubic", "exclude_outside": True},
+            np.array([[48 / 35, 127 / 35]], np.float32),
+            "3 weights",
+        ),
+        Case(
+            "integers",
+            (np.array([0, 255], np.uint8),),
+            {"sizes": (3,), "scales": (1.5,), "axes": (0,), "mode": "linear"},
+            [0, 128, 255],
+            "127.5 to even",
+        ),
+        Case(
+            "crop",
+            (_X,),
+            {
+                **{"sizes": (2,), "scales": (0.5,), "axes": (1,), "roi": (0.0, 2.0)},
+                "coordinate_transformation_mode": "tf_crop_and_resize",
+                "extrapolation_value": 9.0,
+            },
+            [[1, 9]],
+            "outside",
         ),
     ),
 )

@@ -274,7 +274,7 @@ def gather_nd(data: Array, indices: Array, batch_dims: int = 0) -> Array:
     depth = indices.shape[-1]
     lengths = data.shape[batch_dims : batch_dims + depth]
     rows = _wrapped("GatherND", indices, lengths)
-    batches = np.indices(indices.shape[:batch_dims], sparse=True)
+    batches: tuple[Array, ...] = np.indices(indices.shape[:batch_dims], sparse=True)
     spread = [b.reshape(b.shape + (1,) * (rows.ndim - 1 - batch_dims)) for b in batches]
     where = (*spread, *np.moveaxis(rows, -1, 0))
     return np.array(
