@@ -21,7 +21,7 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.types import Dim, Size, TensorType, element_count, format_shape
 from refquant.kernels.checks import broadcast
 
-_WHOLE = 2**31 - 1  # of an end of a slice: as far as it goes
+_WHOLE = 10**9
 
 
 def known(x: Known, axis: int) -> int:
