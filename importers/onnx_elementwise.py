@@ -122,7 +122,8 @@ def activation(op: str, **names: str) -> Rule:
 def through_float32(b: OnnxBuilder, op: str, x: Known, **attributes: Any) -> Result:
     """Return an op of float32 applied to a float; NotImplemented for a float64."""
     if x.type.dtype == float64:
-        return NotImplemented
+        by_function: Result = NotImplemented
+        return by_function
     return b.cast(b.emit(op, b.cast(x, float32), **attributes), x.type.dtype)
 
 

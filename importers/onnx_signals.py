@@ -32,7 +32,7 @@ def _resize(
     sizes: Operand = None,
 ) -> Known:
     if b.version == 10:  # whose only other operand is the scales
-        return _resized(b, x, roi, None, None, {"coordinate_transformation_mode": "asymmetric"})
+        return _simple(b, x, roi)
     names = (
         *("coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a"),
         "extrapolation_value",
@@ -117,10 +117,18 @@ def _kept_ratio(
 
 
 def _upsample(b: OnnxBuilder, x: Known, scales: Operand = None) -> Known:
-    if scales is None:
-        scales = b.constant(b.get("scales"), np.float32)
-    options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-    return _resized(b, x, scales, None, None, options)
+    return _simple(b, x, b.constant(b.get("scales"), np.float32) if scales is None else scales)
+
+
+def _simple(b: OnnxBuilder, x: Known, scales: Operand) -> Known:
+    """Add what old opsets do: the element before is the nearest, the one after of less data."""
+    factors = b.array(scales, "the scales").ravel()
+    for nearest, kept in (("floor", factors >= 1), ("ceil", factors < 1)):
+        if kept.any():
+            part = b.constant(np.where(kept, factors, 1), np.float32)
+            options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": nearest}
+            x = _resized(b, x, part, None, None, options)
+    return x
 
 
 def _grid_sample(b: OnnxBuilder, x: Known, grid: Known) -> Known:

@@ -46,7 +46,8 @@ def _along(
     """Return position, presence and weight of each neighbour along a dimension."""
     x = (g + 1) / 2 * (length - 1) if align_corners else ((g + 1) * length - 1) / 2
     x = np.clip(np.rint(x) if mode == "nearest" else x, -_FAR, _FAR)
-    x = _padded(x, length, padding, align_corners)
+    if mode != "cubic" or padding != "border":
+        x = _padded(x, length, padding, align_corners)
     base = np.floor(np.nan_to_num(x))
     taps = []
     for offset in _TAPS[mode]:
@@ -74,7 +75,8 @@ def reference(
     A coordinate *g* from -1 to 1 spans a dimension of length *n*: :math:`x = (g + 1) / 2 (n - 1)`
     with ``align_corners``, else :math:`x = ((g + 1) n - 1) / 2`, in the type of the grid. Places
     beyond the borders are moved onto them (``border``), mirrored (``reflection``) or stay
-    (``zeros``), and so are the neighbours. Weights and sums are float64, the result is rounded
+    (``zeros``), and so are the neighbours; of ``cubic`` with ``border`` only these, as in torch
+    and onnxruntime. Weights and sums are float64, the result is rounded
     once; the standard says nothing of rounding: compare with 1e-5 relative to the largest
     element.
 

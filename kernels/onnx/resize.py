@@ -12,6 +12,7 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array, type_of
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, bool_
 from refquant.kernels.checks import dimension
 from refquant.kernels.onnx.operator import operator, plain
@@ -34,33 +35,58 @@ class _Taps(NamedTuple):
 
 
 def original(
-    length: int, count: int, scale: float, transformation: str, roi: tuple[float, float]
+    length: int,
+    count: int,
+    scale: float,
+    transformation: str,
+    roi: tuple[float, float],
+    engine: Engine = Engine.ONNX,
 ) -> F64:
     """Return the place in the data, of ``length``, of each of ``count`` results.
+
+    The standard's length of the result is ``scale * length``, which may have a fraction;
+    onnxruntime takes the whole number and computes in float32.
 
     Examples
     --------
     >>> original(2, 4, 2.0, "half_pixel", (0.0, 1.0))
     array([-0.25,  0.25,  0.75,  1.25])
     """
-    at = np.arange(count, dtype=np.float64)
-    wanted = scale * length  # may have a fraction
+    is_ort = engine is Engine.ORT
+    real = np.float32 if is_ort else np.float64
+    places = _original(
+        np.arange(count, dtype=real), length, real(scale), transformation, roi, is_ort
+    )
+    return places.astype(np.float64)
+
+
+def _original(
+    at: Array,
+    length: int,
+    scale: Any,
+    transformation: str,
+    roi: tuple[float, float],
+    whole: bool,
+) -> Array:
+    count = len(at)
+    wanted = scale.dtype.type(count) if whole else scale * scale.dtype.type(length)
     match transformation:
         case "asymmetric":
             return np.asarray(at / scale)
         case "align_corners":
-            return np.zeros(count) if wanted == 1 else at * (length - 1) / (wanted - 1)
+            return np.zeros_like(at) if wanted == 1 else at * (length - 1) / (wanted - 1)
         case "tf_crop_and_resize":
-            start, end = roi
+            start, end = map(type(scale), roi)
             if wanted == 1:
-                return np.full(count, (start + end) * (length - 1) / 2)
+                return np.full_like(at, (start + end) * (length - 1) / 2)
             return start * (length - 1) + at * (end - start) * (length - 1) / (wanted - 1)
         case "tf_half_pixel_for_nn":
             return (at + 0.5) / scale
         case "pytorch_half_pixel" if count <= 1:
-            return np.zeros(count)
+            return np.zeros_like(at)
         case "half_pixel_symmetric":
-            return length / 2 * (1 - count / wanted) + (at + 0.5) / scale - 0.5
+            middle = length / 2 * (1 - count / (scale * length))
+            return np.asarray(middle + (at + 0.5) / scale - 0.5)
     return (at + 0.5) / scale - 0.5
 
 
@@ -136,6 +162,7 @@ def reference(
     exclude_outside: bool = False,
     extrapolation_value: float = 0.0,
     antialias: bool = False,
+    target: Target = Target(),
 ) -> Array:
     """Return the tensor with other lengths, interpolated along each dimension in turn.
 
@@ -145,6 +172,9 @@ def reference(
     made to add up to 1. Weights and sums are float64, the result is rounded once (integers:
     to the nearest, ties to even, and limited to their range). The standard says nothing of
     rounding: compare floats with 1e-6 relative to the largest element.
+
+    Under ``ort`` the places are onnxruntime's: in float32, where ties fall otherwise, and from
+    the whole length of the result.
 
     Parameters
     ----------
@@ -196,7 +226,7 @@ def reference(
         length = made.shape[axis]
         if (scale, end) == unchanged and size == length:
             continue
-        places = original(length, size, scale, coordinate_transformation_mode, end)
+        places = original(length, size, scale, coordinate_transformation_mode, end, target.engine)
         taps = _taps(
             *(length, places, scale, mode, nearest_mode, cubic_coeff_a, antialias),
             exclude_outside,
