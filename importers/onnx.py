@@ -107,7 +107,9 @@ class _Import:
         """Import the whole model."""
         graph = self.model.graph
         self.refuse_unknown()
-        self.env.update({name: Constant(name, data) for name, data in graph.constants.items()})
+        self.env.update(
+            {name: Constant(name, data, True) for name, data in graph.constants.items()}
+        )
         self.inputs(graph.inputs, shapes, constants)
         self.nodes(graph.nodes)
         return self.finish(graph.outputs)
@@ -316,9 +318,8 @@ class _Import:
                 f"subgraph {graph.name}: {len(graph.inputs)} inputs, got {len(operands)}"
             )
         outer, node, version = self.env, self.builder.node, self.builder.version
-        named = {name: Constant(name, data) for name, data in graph.constants.items()}
         given = {d.name: x for d, x in zip(graph.inputs, operands, strict=True)}
-        self.env = {**outer, **named, **given}
+        self.env = {**outer, **stored(graph), **given}
         self.enter()
         try:
             self.nodes(graph.nodes)
@@ -377,6 +378,11 @@ class _Import:
             return False
         versions = (opset, NEWEST_OPSET) if node.domain in ONNX_DOMAINS else (opset,)
         return any(may_have_body(node.op, node.domain, version) for version in versions)
+
+
+def stored(graph: OnnxGraph) -> dict[str, Constant]:
+    """Return the constants of a graph by name."""
+    return {name: Constant(name, data, stored=True) for name, data in graph.constants.items()}
 
 
 def check_node(

@@ -28,11 +28,13 @@ class Constant:
     """A tensor that is known while the model is read.
 
     ``data`` is an array of objects where it holds lengths that depend on the batch: integers
-    and :class:`~refquant.ir.types.Dim`.
+    and :class:`~refquant.ir.types.Dim`. ``stored`` tells constants of the file from those
+    that its nodes compute.
     """
 
     name: str
     data: Array
+    stored: bool = False
 
     @property
     def is_symbolic(self) -> bool:

@@ -14,7 +14,9 @@ from refquant.ir.types import bfloat16, float16, float32
 _HALF = (float16, bfloat16)
 
 
-def in_float32(b: OnnxBuilder, op: str, x: Known, *operands: Operand, **attributes: Any) -> Known:
+def in_float32(
+    b: OnnxBuilder, op: str, x: Known, *operands: Known | None, **attributes: Any
+) -> Known:
     """Emit an op of float32; halves go there and back."""
     own = x.type.dtype
     if own == float32:
@@ -29,42 +31,39 @@ def in_float32(b: OnnxBuilder, op: str, x: Known, *operands: Operand, **attribut
 
 
 def _matmul(b: OnnxBuilder, x: Known, y: Known) -> Known:
-    if x.type.dtype.storage.kind in "iu":
+    dtype = x.type.dtype
+    if dtype.storage.kind in "iu":
         return b.emit("onnx::MatMul", x, y)
-    if isinstance(y, Constant) and y.type.rank == 2 and not isinstance(x, Constant):
+    if dtype == bfloat16:
+        wide = b.emit("aten::matmul", b.cast(x, float32), b.cast(y, float32))
+        narrow: Known = b.cast(wide, dtype)
+        return narrow
+    if _is_weight(x, y) and y.type.rank == 2:
         return b.emit("aten::linear", x, _turned(b, y), None)
     return b.emit("aten::matmul", x, y)
+
+
+def _is_weight(x: Known, y: Known) -> bool:
+    """Whether a product is a layer: only with a constant of the file do runtimes make it one."""
+    return isinstance(y, Constant) and y.stored and not isinstance(x, Constant)
 
 
 def _turned(b: OnnxBuilder, x: Known) -> Known:
     return b.emit("aten::permute", x, dims=(1, 0))
 
 
-def _gemm(b: OnnxBuilder, x: Known, y: Known, c: Known | None = None) -> Known:
-    alpha, beta = b.get("alpha"), b.get("beta")
-    columns = y.type.shape[0 if b.get("transB") else -1]
-    bias = _bias(b, c, columns) if beta == 1.0 else None
-    plain = alpha == 1.0 and x.type.dtype.is_floating_point and (c is None or bias is not None)
-    left = _turned(b, x) if b.get("transA") else x
-    if plain and isinstance(y, Constant) and x.type.rank == 2:
-        return b.emit("aten::linear", left, y if b.get("transB") else _turned(b, y), bias)
-    right = _turned(b, y) if b.get("transB") else y
-    if x.type.dtype.is_floating_point:
-        product = b.emit("aten::matmul", left, right)
-    else:
-        product = b.emit("onnx::MatMul", left, right)
-    if alpha != 1.0:
-        product = _times(b, product, alpha)
-    if c is None or beta == 0.0:
-        return product
-    return b.emit("aten::add", product, c if beta == 1.0 else _times(b, c, beta))
+def _gemm(b: OnnxBuilder, x: Known, y: Known, c: Operand = None) -> Known:
+    how = {name: b.get(name) for name in ("alpha", "beta", "transA", "transB")}
+    columns = y.type.shape[0 if how["transB"] else -1]
+    bias = _bias(c, columns)
+    plain = how["alpha"] == 1.0 and (c is None or (how["beta"] == 1.0 and bias is not None))
+    if not plain or not x.type.dtype.is_floating_point or not _is_weight(x, y):
+        return b.emit("onnx::Gemm", x, y, c, **how)
+    rows = _turned(b, x) if how["transA"] else x
+    return b.emit("aten::linear", rows, y if how["transB"] else _turned(b, y), bias)
 
 
-def _times(b: OnnxBuilder, x: Known, factor: float) -> Known:
-    return b.emit("aten::mul", x, b.constant(np.array(factor).astype(x.type.dtype.storage)))
-
-
-def _bias(b: OnnxBuilder, c: Operand, columns: Any) -> Constant | None:
+def _bias(c: Operand, columns: Any) -> Constant | None:
     """Return a constant C that adds one number to each column as a vector."""
     if not isinstance(c, Constant) or c.data.shape[:-1] not in ((), (1,)):
         return None
@@ -72,6 +71,10 @@ def _bias(b: OnnxBuilder, c: Operand, columns: Any) -> Constant | None:
     if row.size not in (1, columns) or not isinstance(columns, int):
         return None
     return Constant(c.name, np.ascontiguousarray(np.broadcast_to(row, columns)))
+
+
+def _times(b: OnnxBuilder, x: Known, factor: float) -> Known:
+    return b.emit("aten::mul", x, b.constant(np.array(factor).astype(x.type.dtype.storage)))
 
 
 def _conv(b: OnnxBuilder, x: Known, w: Known, bias: Operand = None) -> Known:

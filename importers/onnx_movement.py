@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ def _constant(b: OnnxBuilder) -> Constant:
         raise VerifyError(f"expected one attribute that holds the value, got {len(given)}")
     ((name, value),) = given.items()
     b.only("string" not in name, "a constant of strings")
-    if "_" not in name:
-        return b.constant(value)
-    return b.constant(value, np.float32 if "float" in name else np.int64)
+    dtype = None if "_" not in name else np.float32 if "float" in name else np.int64
+    return replace(b.constant(value, dtype), stored=True)
 
 
 def _filled(b: OnnxBuilder, shape: Known) -> Known:

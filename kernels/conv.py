@@ -11,10 +11,12 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType
 from refquant.kernels.checks import known_length
 from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.products import check_equal, check_float, product
+from refquant.kernels.onnx import mlas_products
+from refquant.kernels.products import check_equal, check_float, is_onnxruntimes, product
 
 Ints = tuple[int, ...]
 
@@ -32,11 +34,12 @@ def conv(
     padding: Ints,
     dilation: Ints,
     groups: int,
+    target: Target = Target(),
 ) -> Array:
     """Return the convolution (cross-correlation) of any rank.
 
     One matrix product per kernel tap, summed tap by tap. The order of summation is not torch's;
-    see ``products.py`` for the bound.
+    see ``products.py`` for the bound. For engine ort it is onnxruntime's.
 
     Parameters
     ----------
@@ -66,6 +69,8 @@ def conv(
     >>> conv(x, w, None, (1,), (0,), (1,), 1)
     array([[[-1., -1.]]], dtype=float32)
     """
+    if is_onnxruntimes(x, target):
+        return mlas_products.conv(x, weight, bias, stride, padding, dilation, groups)
     n = x.shape[0]
     out_channels, per_group, *kernel = weight.shape
     outputs = _lengths(x.shape[2:], kernel, stride, padding, dilation)
@@ -84,6 +89,22 @@ def conv(
     if bias is not None:
         result = result + bias.reshape(-1, *(1,) * len(outputs))
     return channels_last(result) if is_channels_last(x) else result
+
+
+def conv_ort(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+) -> Array:
+    """Compute :func:`conv` in onnxruntime's order."""
+    geometry = (stride, padding, dilation, groups)
+    if x.dtype != np.float32:
+        return conv(x, weight, bias, *geometry)
+    return mlas_products.conv(x, weight, bias, *geometry, mlas_products.chain_compiled)
 
 
 def _lengths(
@@ -272,6 +293,7 @@ def _ops(rank: int) -> tuple[Op, Op]:
                 "every second window",
             ),
             source="Convolution",
+            kernels={Engine.ORT: conv_ort},
         ),
         product(
             f"aten::conv_transpose{rank}d",

@@ -6,14 +6,26 @@ import numpy as np
 
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
-from refquant.kernels.products import check_equal, check_float, check_rank, joined, product
+from refquant.kernels.onnx import mlas_products
+from refquant.kernels.products import (
+    check_equal,
+    check_float,
+    check_rank,
+    is_onnxruntimes,
+    joined,
+    product,
+)
 
 
-def reference(x: Array, weight: Array, bias: Array | None = None) -> Array:
+def reference(
+    x: Array, weight: Array, bias: Array | None = None, target: Target = Target()
+) -> Array:
     """Return ``x @ weight.T + bias``.
 
-    The order of summation is not torch's; see ``products.py`` for the bound.
+    The order of summation is not torch's; see ``products.py`` for the bound. For engine ort it is
+    onnxruntime's with a constant weight.
 
     Parameters
     ----------
@@ -38,8 +50,17 @@ def reference(x: Array, weight: Array, bias: Array | None = None) -> Array:
     >>> reference(np.float32([[1, 2]]), np.float32([[3, 4], [5, 6]]), np.float32([0, 1]))
     array([[11., 18.]], dtype=float32)
     """
+    if is_onnxruntimes(x, target):
+        return mlas_products.linear(x, weight, bias)
     result = x @ weight.T
     return np.asarray(result if bias is None else result + bias)
+
+
+def kernel_ort(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Compute :func:`reference` in onnxruntime's order."""
+    if x.dtype != np.float32:
+        return reference(x, weight, bias)
+    return mlas_products.linear(x, weight, bias, mlas_products.chain_compiled)
 
 
 def infer(x: TensorType, weight: TensorType, bias: TensorType | None = None) -> TensorType:
@@ -63,5 +84,6 @@ OPS = (
         Case("bias", (_X, _W, np.ones(3, np.float32)), {}, [[[0, 0, 0]]], "leading dims stay"),
         Case("none", (_X[:, :0], _W, None), {}, np.zeros((1, 0, 3)), "no rows"),
         source="Linear",
+        kernels={Engine.ORT: kernel_ort},
     ),
 )

@@ -7,16 +7,26 @@ import numpy as np
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
+from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType
 from refquant.kernels.checks import broadcast
 from refquant.kernels.movement import example
-from refquant.kernels.products import check_equal, check_float, check_rank, joined, product
+from refquant.kernels.onnx import mlas_products
+from refquant.kernels.products import (
+    check_equal,
+    check_float,
+    check_rank,
+    is_onnxruntimes,
+    joined,
+    product,
+)
 
 
-def matmul(self: Array, other: Array) -> Array:
+def matmul(self: Array, other: Array, target: Target = Target()) -> Array:
     """Return the matrix product; leading dimensions broadcast.
 
-    The order of summation is not torch's; see ``products.py`` for the bound.
+    The order of summation is not torch's; see ``products.py`` for the bound. For engine ort it is
+    onnxruntime's of two computed operands.
 
     Parameters
     ----------
@@ -39,7 +49,16 @@ def matmul(self: Array, other: Array) -> Array:
     >>> matmul(np.float32([[1, 2]]), np.float32([[3], [4]]))
     array([[11.]], dtype=float32)
     """
-    return np.asarray(np.matmul(self, other))
+    if is_onnxruntimes(self, target):
+        return mlas_products.matmul(self, other)
+    return np.asarray(np.matmul(self, other)).astype(self.dtype, copy=False)
+
+
+def matmul_ort(self: Array, other: Array) -> Array:
+    """Compute :func:`matmul` in onnxruntime's order."""
+    if self.dtype != np.float32:
+        return matmul(self, other)
+    return mlas_products.matmul(self, other, mlas_products.chain_compiled)
 
 
 def infer_matmul(self: TensorType, other: TensorType) -> TensorType:
@@ -125,12 +144,14 @@ OPS = (
         infer_matmul,
         Case("vector", (_A, _V), {}, [-2, -2], "the vector's dimension disappears"),
         Case("batch", (_A[None], _A.T), {}, [[[5, 14], [14, 50]]], "leading dims broadcast"),
+        kernels={Engine.ORT: matmul_ort},
     ),
     product(
         "aten::bmm",
         matmul,
         infer_bmm,
         Case("batch", (_A[None], _A.T[None]), {}, [[[5, 14], [14, 50]]], "matrix by matrix"),
+        kernels={Engine.ORT: matmul_ort},
     ),
     product(
         "aten::einsum",

@@ -4,17 +4,20 @@ torch sums float products in the order of MKL and oneDNN, which depends on shape
 the processor and cannot be promised. These ops sum in NumPy's order. The difference is bounded by
 the usual rounding error, ``k * 2**-24`` relative to the sum of the absolute terms for ``k``
 terms; where every partial sum is exactly representable (small integers times powers of two) there
-is none.
+is none. For engine ort the order is onnxruntime's; see ``onnx/mlas_products.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
-from refquant.ir.target import TORCH_ENGINES
+from refquant.ir.qtensor import Array
+from refquant.ir.target import TORCH_ENGINES, Engine, Target
 from refquant.ir.types import Shape, Size, TensorType, format_shape
 
 SOURCE = "pytorch/aten/src/ATen/native/{}.cpp"
@@ -26,16 +29,22 @@ def product(
     infer: Callable[..., Any],
     *cases: Case,
     source: str = "LinearAlgebra",
+    kernels: Mapping[Engine, Callable[..., Any]] | None = None,
 ) -> Op:
-    """Return the record of a float product: NumPy's BLAS is the kernel."""
+    """Return the record of a float product: NumPy's BLAS is the kernel but for ``kernels``."""
     return Op(
         name=name,
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(TORCH_ENGINES, reference),
+        kernels=dict.fromkeys(TORCH_ENGINES, reference) | dict(kernels or {}),
         source=(SOURCE.format(source),),
         cases=cases,
     )
+
+
+def is_onnxruntimes(x: Array, target: Target) -> bool:
+    """Whether a product is added up in onnxruntime's order, which is known for float32."""
+    return target.engine is Engine.ORT and x.dtype == np.float32
 
 
 def check_float(op: str, *operands: TensorType | None) -> None:

@@ -11,6 +11,7 @@ from refquant.ir.op import OPS
 OPS.declare(
     __name__,
     {
+        "gemm": ("onnx::Gemm",),
         "integer_product": ("onnx::MatMul",),
         "local_response": ("onnx::Hardmax", "onnx::LRN"),
         "pools": ("onnx::AveragePool", "onnx::LpPool", "onnx::MaxPool", "onnx::MaxUnpool"),
