@@ -9,6 +9,7 @@ import numpy as np
 
 from refquant.importers.onnx_builder import Constant, Known, OnnxBuilder, Operand, Result, Rule
 from refquant.importers.onnx_file import element_type
+from refquant.ir.errors import VerifyError
 from refquant.ir.types import (
     DTYPES,
     DType,
@@ -61,6 +62,13 @@ def _div(b: OnnxBuilder, x: Known, y: Known) -> Known:
     if x.type.dtype.is_floating_point:
         return b.emit("aten::div", x, y)
     return b.emit("aten::div", x, y, rounding_mode="trunc")
+
+
+def _mod(b: OnnxBuilder, x: Known, y: Known) -> Known:
+    fmod = bool(b.get("fmod", 0))
+    if b.version < 28 and x.type.dtype.is_floating_point and not fmod:
+        raise VerifyError("floats need fmod = 1 before opset 28")
+    return b.emit("onnx::Mod", x, y, fmod=fmod)
 
 
 def _pow(b: OnnxBuilder, x: Known, y: Known) -> Known:
@@ -226,7 +234,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "Mean": _mean,
     "Min": _pairwise("aten::minimum"),
     "Mish": activation("aten::mish"),
-    "Mod": lambda b, x, y: b.emit("onnx::Mod", x, y, fmod=bool(b.get("fmod", 0))),
+    "Mod": _mod,
     "Not": same("aten::logical_not"),
     "Or": same("aten::logical_or"),
     "PRelu": _prelu,

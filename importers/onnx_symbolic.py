@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from refquant.importers.onnx_builder import Array, OnnxBuilder
-from refquant.ir.types import Dim
+from refquant.importers.onnx_builder import Array, DataDependentError, OnnxBuilder, check_size
+from refquant.importers.onnx_file import element_type
+from refquant.ir.types import Dim, TensorType, int32, int64
 
 
 def _axes(b: OnnxBuilder, axes: tuple[Array, ...]) -> tuple[int, ...] | None:
@@ -54,24 +55,77 @@ def _quotient(x: Any, y: Any) -> Any:
     """Divide as ONNX divides integers, towards zero; lengths are not negative."""
     if isinstance(x, Dim) or isinstance(y, Dim):
         return x // y
-    return int(x / y) if y else 0
+    if not y:
+        return 0
+    return abs(x) // abs(y) * (1 if (x < 0) == (y < 0) else -1)
+
+
+def _remainder(x: Any, y: Any) -> Any:
+    if isinstance(x, Dim):
+        return x - x // y * y
+    return x % y
+
+
+def _is_equal(x: Any, y: Any) -> bool:
+    """Compare lengths; whether one that depends on the batch is a given number is not known."""
+    if x == y:
+        return True
+    for one, other in ((x, y), (y, x)):
+        if isinstance(one, Dim) and (isinstance(other, Dim) or other >= 0):
+            raise DataDependentError(f"{one} == {other} depends on the batch")
+    return False
+
+
+def _larger(x: Any, y: Any) -> Any:
+    for one, other in ((x, y), (y, x)):
+        if isinstance(one, Dim):
+            if one == other or (isinstance(other, int) and other <= 0):
+                return one
+            raise DataDependentError(f"the larger of {one} and {other} depends on the batch")
+    return max(x, y)
 
 
 def _each(function: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     return lambda b, x, y: np.frompyfunc(function, 2, 1)(x, y)
 
 
+def _equal(b: OnnxBuilder, x: Array, y: Array) -> Array:
+    return np.asarray(np.frompyfunc(_is_equal, 2, 1)(x, y), np.bool_)
+
+
+def _cast(b: OnnxBuilder, x: Array) -> Array:
+    if element_type(b.get("to"), "the result") not in (int32, int64):
+        raise DataDependentError("a length as a float depends on the batch; give its shape")
+    return x
+
+
+def _expand(b: OnnxBuilder, x: Array, shape: Array) -> Array:
+    sizes = tuple(int(n) for n in shape)
+    check_size(TensorType(int64, sizes))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, sizes))
+
+
+def _product(b: OnnxBuilder, x: Array, *axes: Array) -> Any:
+    return np.multiply.reduce(x, axis=_axes(b, axes), keepdims=bool(b.get("keepdims", 1)))
+
+
 SYMBOLIC: dict[str, Callable[..., Any]] = {
     "Add": _each(lambda x, y: x + y),
-    "Cast": lambda b, x: x,
+    "Cast": _cast,
     "Concat": _concat,
     "Div": _each(_quotient),
+    "Equal": _equal,
+    "Expand": _expand,
     "Gather": _gather,
     "Identity": lambda b, x: x,
+    "Max": _each(_larger),
+    "Mod": _each(_remainder),
     "Mul": _each(lambda x, y: x * y),
+    "ReduceProd": _product,
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,
     "Sub": _each(lambda x, y: x - y),
     "Unsqueeze": _unsqueeze,
+    "Where": lambda b, condition, x, y: np.where(condition, x, y),
 }

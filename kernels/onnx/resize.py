@@ -68,26 +68,30 @@ def _original(
     roi: tuple[float, float],
     whole: bool,
 ) -> Array:
-    count = len(at)
+    count, last = len(at), length - 1
     wanted = scale.dtype.type(count) if whole else scale * scale.dtype.type(length)
+    places: Array
     match transformation:
         case "asymmetric":
-            return np.asarray(at / scale)
+            places = at / scale
         case "align_corners":
-            return np.zeros_like(at) if wanted == 1 else at * (length - 1) / (wanted - 1)
+            places = np.zeros_like(at) if wanted == 1 else at * last / (wanted - 1)
         case "tf_crop_and_resize":
             start, end = map(type(scale), roi)
             if wanted == 1:
-                return np.full_like(at, (start + end) * (length - 1) / 2)
-            return start * (length - 1) + at * (end - start) * (length - 1) / (wanted - 1)
+                places = np.full_like(at, (start + end) * last / 2)
+            else:
+                places = start * last + at * (end - start) * last / (wanted - 1)
         case "tf_half_pixel_for_nn":
-            return (at + 0.5) / scale
+            places = (at + 0.5) / scale
         case "pytorch_half_pixel" if count <= 1:
-            return np.zeros_like(at)
+            places = np.zeros_like(at)
         case "half_pixel_symmetric":
             middle = length / 2 * (1 - count / (scale * length))
-            return np.asarray(middle + (at + 0.5) / scale - 0.5)
-    return (at + 0.5) / scale - 0.5
+            places = middle + (at + 0.5) / scale - 0.5
+        case _:
+            places = (at + 0.5) / scale - 0.5
+    return places
 
 
 def _nearest(places: F64, mode: str) -> npt.NDArray[np.int64]:
