@@ -69,6 +69,8 @@ class OnnxNode:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     overload: str = ""
+    # The message itself, which the standard's functions of operators are made from.
+    proto: Any = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -205,7 +207,7 @@ class _Reader:
             raise type(error)(f"node {name} ({proto.op_type}): {error}") from None
         names = tuple(proto.input), tuple(proto.output)
         return OnnxNode(
-            proto.op_type, proto.domain, proto.name, *names, attributes, proto.overload
+            proto.op_type, proto.domain, proto.name, *names, attributes, proto.overload, proto
         )
 
     def attribute(self, proto: onnx.AttributeProto) -> Any:
@@ -442,10 +444,14 @@ def may_have_body(op: str, domain: str, opset: int) -> bool:
 
 
 def _node_proto(node: OnnxNode) -> onnx.NodeProto:
+    if not any(attribute.ref_attr_name for attribute in node.proto.attribute):
+        return node.proto
+    if any(isinstance(value, OnnxGraph) for value in node.attributes.values()):
+        raise UnsupportedError("an operator with a subgraph in a function with attributes")
     attributes = {
         name: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
         for name, value in node.attributes.items()
-        if value is not None and not isinstance(value, OnnxGraph | Declared)
+        if value is not None and not isinstance(value, Declared)
     }
     return helper.make_node(
         node.op, node.inputs, node.outputs, node.name, domain=node.domain, **attributes

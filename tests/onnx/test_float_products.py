@@ -46,20 +46,20 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("m, k, n", SHAPES)
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_gemm_with_a_constant(m: int, k: int, n: int, transposed: int) -> None:
     x, w, c = draw(m, k), draw(*(n, k) if transposed else (k, n)), draw(n)
     equal(model("Gemm", x, {"w": w, "c": c}, ["x", "w", "c"], transB=transposed), x)
 
 
-@pytest.mark.parametrize("m, k, n", SHAPES)
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 def test_matmul_with_a_constant(m: int, k: int, n: int) -> None:
     x = draw(2, m, k)
     equal(model("MatMul", x, {"w": draw(k, n)}, ["x", "w"]), x)
 
 
-@pytest.mark.parametrize("m, k, n", SHAPES)
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 def test_matmul_of_two_inputs(m: int, k: int, n: int) -> None:
     a, b = draw(m, k), draw(k, n)
     made = model("MatMul", a, {}, ["x", "z"])
@@ -67,7 +67,7 @@ def test_matmul_of_two_inputs(m: int, k: int, n: int) -> None:
     equal(made, a, b)
 
 
-@pytest.mark.parametrize("m, k, n", SHAPES)
+@pytest.mark.parametrize(("m", "k", "n"), SHAPES)
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gemm_of_two_inputs(m: int, k: int, n: int, transposed: int, bias: bool) -> None:
