@@ -77,7 +77,7 @@ def _times(b: OnnxBuilder, x: Known, factor: float) -> Known:
     return b.emit("aten::mul", x, b.constant(np.array(factor).astype(x.type.dtype.storage)))
 
 
-def _conv(b: OnnxBuilder, x: Known, w: Known, bias: Operand = None) -> Known:
+def _conv(b: OnnxBuilder, x: Known, w: Known, bias: Known | None = None) -> Known:
     rank = w.type.rank - 2
     b.only(1 <= rank <= 3, f"a convolution of {rank} spatial axes")
     kernel = tuple(w.type.sizes[2:])
@@ -88,8 +88,9 @@ def _conv(b: OnnxBuilder, x: Known, w: Known, bias: Operand = None) -> Known:
     begins, ends = padding(b, x, kernel, strides, dilations)
     if begins != ends:
         x, begins = padded(b, x, begins, ends), (0,) * rank
-    geometry = {"stride": strides, "padding": begins, "dilation": dilations}
-    return b.emit(f"aten::conv{rank}d", x, w, bias, **geometry, groups=b.get("group"))
+    how = {"stride": strides, "padding": begins, "dilation": dilations, "groups": b.get("group")}
+    emit = in_float32 if x.type.dtype in _HALF else OnnxBuilder.emit
+    return emit(b, f"aten::conv{rank}d", x, w, bias, **how)
 
 
 def padded(

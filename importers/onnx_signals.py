@@ -18,7 +18,7 @@ from refquant.importers.onnx_builder import (
 from refquant.importers.onnx_file import element_type
 from refquant.importers.onnx_movement import known
 from refquant.importers.onnx_reductions import position
-from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.errors import VerifyError
 from refquant.ir.types import TensorType, float32, float64
 
 _INTERPOLATIONS = {"bilinear": "linear", "bicubic": "cubic"}
@@ -242,9 +242,7 @@ def _einsum(b: OnnxBuilder, *operands: Known) -> Known:
         right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
     full = f"{','.join(written)}->{right.replace('...', dots)}"
     dtype = operands[0].type.dtype
-    if not dtype.is_floating_point:
-        raise UnsupportedError(f"einsum of {dtype}")
-    if dtype.storage.itemsize >= 4:
+    if not dtype.is_floating_point or dtype.storage.itemsize >= 4:
         return b.emit("aten::einsum", *operands, equation=full)
     wide = [b.cast(x, float32) for x in operands]
     return b.cast(b.emit("aten::einsum", *wide, equation=full), dtype)

@@ -106,7 +106,8 @@ def _expand(b: OnnxBuilder, x: Array, shape: Array) -> Array:
 
 
 def _product(b: OnnxBuilder, x: Array, *axes: Array) -> Any:
-    return np.multiply.reduce(x, axis=_axes(b, axes), keepdims=bool(b.get("keepdims", 1)))
+    found: Any = np.prod(x, axis=_axes(b, axes), keepdims=bool(b.get("keepdims", 1)))
+    return found
 
 
 SYMBOLIC: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import Size, TensorType
+from refquant.ir.types import Size, TensorType, bool_
 from refquant.kernels.checks import broadcast
 from refquant.kernels.movement import example
 from refquant.kernels.onnx import mlas_products
@@ -89,14 +89,14 @@ def einsum(*tensors: Array, equation: str) -> Array:
 
     Parameters
     ----------
-    *tensors : float tensors
-        One for each term of the equation.
+    *tensors : float or integer tensors of one type
+        One for each term of the equation; integers wrap around.
     equation : str
         Such as ``"bij,bjk->bik"``.
 
     Returns
     -------
-    float tensor
+    Tensor of that type
 
     Raises
     ------
@@ -114,7 +114,9 @@ def einsum(*tensors: Array, equation: str) -> Array:
 
 def infer_einsum(*tensors: TensorType, equation: str) -> TensorType:
     """Find the length of every letter."""
-    check_float("einsum", *tensors)
+    for x in tensors:
+        if x.dtype.is_quantized or x.dtype == bool_ or x.dtype != tensors[0].dtype:
+            raise VerifyError(f"einsum: expected numbers of one type, got {x}")
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "." in equation or len(terms) != len(tensors):

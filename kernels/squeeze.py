@@ -92,7 +92,8 @@ def unsqueeze(x: Tensor, dim: int) -> Any:
         step = (*array.strides, array.itemsize)[place]  # the new length steps over this one
         shape = (*array.shape[:place], 1, *array.shape[place:])
         strides = (*array.strides[:place], size * step, *array.strides[place:])
-        return np.lib.stride_tricks.as_strided(array, shape, strides)
+        bits = array.view(f"V{array.itemsize}")  # NumPy cannot spell every element type
+        return np.lib.stride_tricks.as_strided(bits, shape, strides).view(array.dtype)
 
     return move(x, insert)
 

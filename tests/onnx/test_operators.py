@@ -115,6 +115,7 @@ def _old() -> list[Example]:
         Example("GreaterOrEqual", 12, (X, X[:1]), {}),
         Example("Einsum", 12, (X, X), {"equation": "...ij,...kj->...ik"}),
         Example("Einsum", 12, (X[0], X[0]), {"equation": "ij,kj"}),
+        Example("Einsum", 12, (INTEGERS, INTEGERS), {"equation": "ij,kj->ik"}),
         Example("EyeLike", 9, (INTEGERS,), {"k": -1, "dtype": 1}),
         Example("ConstantOfShape", 9, (ints(2, 0, 3),), {}),
         Example("Tile", 7, (X, ints(1, 2, 3)), {}),
