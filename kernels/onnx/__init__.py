@@ -10,5 +10,8 @@ from refquant.ir.op import OPS
 
 OPS.declare(
     __name__,
-    {},
+    {
+        "quantize_linear": ("onnx::QuantizeLinear",),
+        "dequantize_linear": ("onnx::DequantizeLinear",),
+    },
 )
