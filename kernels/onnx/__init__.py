@@ -13,5 +13,7 @@ OPS.declare(
     {
         "quantize_linear": ("onnx::QuantizeLinear",),
         "dequantize_linear": ("onnx::DequantizeLinear",),
+        "qlinear_add": ("com.microsoft::QLinearAdd",),
+        "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )
