@@ -14,6 +14,8 @@ OPS.declare(
         "quantize_linear": ("onnx::QuantizeLinear",),
         "dequantize_linear": ("onnx::DequantizeLinear",),
         "qlinear_add": ("com.microsoft::QLinearAdd",),
+        "matmul_integer": ("onnx::MatMulInteger",),
+        "qlinear_matmul": ("onnx::QLinearMatMul",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )
