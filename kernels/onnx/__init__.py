@@ -16,6 +16,12 @@ OPS.declare(
         "qlinear_add": ("com.microsoft::QLinearAdd",),
         "matmul_integer": ("onnx::MatMulInteger",),
         "qlinear_matmul": ("onnx::QLinearMatMul",),
+        "dynamic_quantize_linear": ("onnx::DynamicQuantizeLinear",),
+        "matmul_integer_to_float": (
+            "com.microsoft::MatMulIntegerToFloat",
+            "com.microsoft::DynamicQuantizeMatMul",
+        ),
+        "qgemm": ("com.microsoft::QGemm",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )
