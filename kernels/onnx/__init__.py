@@ -22,6 +22,8 @@ OPS.declare(
             "com.microsoft::DynamicQuantizeMatMul",
         ),
         "qgemm": ("com.microsoft::QGemm",),
+        "conv_integer": ("onnx::ConvInteger",),
+        "qlinear_conv": ("onnx::QLinearConv",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, float32, uint8
-from refquant.kernels.jit import jit
 from refquant.kernels.onnx.operands import ONNX, dtype_in
 from refquant.kernels.onnx.quantize_linear import kernel as quantize
 from refquant.kernels.onnx.quantize_linear import reference as quantize_slowly
@@ -72,27 +71,9 @@ def parameters(low: np.float32, high: np.float32, engine: Engine) -> tuple[Array
 _FLAT = {Engine.ONNX: _F(1) / _F(255), Engine.ORT: _F(1)}
 
 
-@jit
-def _ends(x: Any) -> Any:
-    least = np.empty(16, np.float32)
-    most = np.empty(16, np.float32)
-    least[:] = x[0]
-    most[:] = x[0]
-    whole = x.size // 16 * 16
-    for i in range(0, whole, 16):
-        for lane in range(16):
-            v = x[i + lane]
-            least[lane] = v if v < least[lane] else least[lane]
-            most[lane] = v if v > most[lane] else most[lane]
-    low, high = least.min(), most.max()
-    for i in range(whole, x.size):
-        low, high = min(low, x[i]), max(high, x[i])
-    return low, high
-
-
 def kernel(x: F32, target: Target = ONNX) -> Triple:
-    """Compute :func:`reference` in two compiled passes."""
-    ends = _ends(np.ascontiguousarray(x).reshape(-1)) if x.size else (_F(0), _F(0))
+    """Compute :func:`reference` and quantize in one compiled pass."""
+    ends = (x.min(), x.max()) if x.size else (_F(0), _F(0))
     scale, zero = parameters(*ends, target.engine)
     return quantize(x, scale, zero, target=target), scale, zero
 
