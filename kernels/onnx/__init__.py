@@ -24,6 +24,11 @@ OPS.declare(
         "qgemm": ("com.microsoft::QGemm",),
         "conv_integer": ("onnx::ConvInteger",),
         "qlinear_conv": ("onnx::QLinearConv",),
+        "qlinear_table": ("com.microsoft::QLinearSigmoid", "com.microsoft::QLinearLeakyRelu"),
+        "qlinear_concat": ("com.microsoft::QLinearConcat", "com.microsoft::QLinearWhere"),
+        "qlinear_softmax": ("com.microsoft::QLinearSoftmax",),
+        "qlinear_global_average_pool": ("com.microsoft::QLinearGlobalAveragePool",),
+        "qlinear_average_pool": ("com.microsoft::QLinearAveragePool",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )
