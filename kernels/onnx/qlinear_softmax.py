@@ -74,7 +74,8 @@ def reference(
     are float32, too. The zero point of ``x`` does not matter.
 
     A product that overflows, as with a tiny ``y_scale``, counts as 0 in uint8 and in int8 as the
-    smallest int32, to which the zero point is added before it wraps. Engines onnx and ort are the same: the operator is onnxruntime's own.
+    smallest int32, to which the zero point is added before it wraps. Engines onnx and ort are
+    the same: the operator is onnxruntime's own.
 
     Parameters
     ----------
