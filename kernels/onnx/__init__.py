@@ -29,6 +29,7 @@ OPS.declare(
         "qlinear_softmax": ("com.microsoft::QLinearSoftmax",),
         "qlinear_global_average_pool": ("com.microsoft::QLinearGlobalAveragePool",),
         "qlinear_average_pool": ("com.microsoft::QLinearAveragePool",),
+        "matmul_n_bits": ("com.microsoft::MatMulNBits",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )
