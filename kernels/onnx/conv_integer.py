@@ -12,6 +12,7 @@ from refquant.ir.types import TensorType, int32
 from refquant.kernels.onnx import integer_conv
 from refquant.kernels.onnx.conv_geometry import geometry
 from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import Engines, single
 
 Array = npt.NDArray[Any]
@@ -116,8 +117,8 @@ def infer(
     return TensorType(int32, result.shape)
 
 
-_X = np.uint8([[[[2, 3], [5, 6]]]])
-_W = np.int8([[[[1, -1], [2, 3]]]])
+_X = u8([[[[2, 3], [5, 6]]]])
+_W = i8([[[[1, -1], [2, 3]]]])
 
 OPS = (
     Op(
@@ -133,7 +134,7 @@ OPS = (
         ),
         cases=(
             Case("plain", (_X, _W), {}, [[[[27]]]], "no padding"),
-            Case("zero points", (_X, _W, np.uint8(1), np.int8([2])), {}, [[[[-2]]]], "less both"),
+            Case("zero points", (_X, _W, np.uint8(1), i8([2])), {}, [[[[-2]]]], "less both"),
             Case(
                 "padded",
                 (_X, _W, np.uint8(1)),
@@ -150,7 +151,7 @@ OPS = (
             ),
             Case(
                 "groups",
-                (np.uint8([[[1], [2]]]), np.uint8([[[3]], [[4]]])),
+                (u8([[[1], [2]]]), u8([[[3]], [[4]]])),
                 {"group": 2},
                 [[[3], [8]]],
                 "each sees its own",

@@ -16,6 +16,7 @@ from refquant.ir.types import DType, TensorType, dtype_of
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import flat
 from refquant.kernels.onnx import granularity
+from refquant.kernels.onnx.literals import f32, i8, i32, u8
 from refquant.kernels.onnx.operands import ONNX, dtype_in, same_dtype, single
 from refquant.kernels.onnx.quantize_linear import FLOAT8, INTEGERS, RESULTS, SMALL_FLOATS
 
@@ -173,20 +174,22 @@ OPS = (
             "quantize_linear.cc::DequantizeLinear",
         ),
         cases=(
-            _case("plain", np.uint8([5, 9]), _F(0.5), np.uint8(7), [-1, 1], "less zero point"),
-            _case("ends", np.int8([-128]), _F(1), np.int8(127), [-255], "no overflow"),
-            _case("int32", np.int32([2**24 + 1]), _F(1), None, [2**24], "rounded to float32"),
-            _case("axis", np.int8([[2, 2]]), _F([1, 0.5]), np.int8([0, 1]), [[2, 0.5]], "columns"),
+            _case("plain", u8([5, 9]), _F(0.5), np.uint8(7), [-1, 1], "less zero point"),
+            _case("ends", i8([-128]), _F(1), np.int8(127), [-255], "no overflow"),
+            _case("int32", i32([2**24 + 1]), _F(1), None, [2**24], "rounded to float32"),
+            _case("axis", i8([[2, 2]]), f32([1, 0.5]), i8([0, 1]), [[2, 0.5]], "columns"),
             _case(
                 "blocks",
-                np.int8([[2, 2, 2]]),
-                _F([[1, 0.5]]),
+                i8([[2, 2, 2]]),
+                f32([[1, 0.5]]),
                 None,
                 [[2, 2, 1]],
                 "two share a scale, one is left",
                 block_size=2,
             ),
-            _case("half", np.uint16([2049]), np.float16(1), None, [2048], "rounded twice"),
+            _case(
+                "half", np.array([2049], np.uint16), np.float16(1), None, [2048], "rounded twice"
+            ),
             _case("float4", _SMALL, _F(0.5), None, [3, -0.25], "no integers", Engine.ONNX),
             _case("empty", np.zeros(0, np.uint8), _F(1), None, np.zeros(0), "no elements"),
         ),

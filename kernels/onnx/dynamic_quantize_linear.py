@@ -10,6 +10,7 @@ import numpy.typing as npt
 from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, float32, uint8
+from refquant.kernels.onnx.literals import f32
 from refquant.kernels.onnx.operands import ONNX, dtype_in
 from refquant.kernels.onnx.quantize_linear import kernel as quantize
 from refquant.kernels.onnx.quantize_linear import reference as quantize_slowly
@@ -53,8 +54,8 @@ def reference(x: F32, target: Target = ONNX) -> Triple:
     >>> y, float(scale), int(zero)
     (array([153, 255,   0,  26], dtype=uint8), 0.019607843831181526, 153)
     """
-    ends = (x.min(), x.max()) if x.size else (_F(0), _F(0))
-    scale, zero = parameters(*ends, target.engine)
+    low, high = (x.min(), x.max()) if x.size else (_F(0), _F(0))
+    scale, zero = parameters(low, high, target.engine)
     return quantize_slowly(x, np.asarray(scale), np.asarray(zero), target=target), scale, zero
 
 
@@ -73,8 +74,8 @@ _FLAT = {Engine.ONNX: _F(1) / _F(255), Engine.ORT: _F(1)}
 
 def kernel(x: F32, target: Target = ONNX) -> Triple:
     """Compute :func:`reference` and quantize in one compiled pass."""
-    ends = (x.min(), x.max()) if x.size else (_F(0), _F(0))
-    scale, zero = parameters(*ends, target.engine)
+    low, high = (x.min(), x.max()) if x.size else (_F(0), _F(0))
+    scale, zero = parameters(low, high, target.engine)
     return quantize(x, scale, zero, target=target), scale, zero
 
 
@@ -97,23 +98,23 @@ OPS = (
         cases=(
             Case(
                 "both signs",
-                (_F([-1, 1.55]),),
+                (f32([-1, 1.55]),),
                 {},
                 ([0, 255], _F(2.55) / _F(255), 100),
                 "the range is the scale",
             ),
-            Case("positive", (_F([51, 255]),), {}, ([51, 255], 1, 0), "the range holds 0"),
+            Case("positive", (f32([51, 255]),), {}, ([51, 255], 1, 0), "the range holds 0"),
             Case(
                 "zeros",
-                (_F([0, 0]),),
+                (f32([0, 0]),),
                 {},
                 ([0, 0], _F(1) / _F(255), 0),
                 "the reference's",
                 (Engine.ONNX,),
             ),
-            Case("zeros of ort", (_F([0, 0]),), {}, ([0, 0], 1, 0), "no range", (Engine.ORT,)),
-            Case("infinite", (_F([-np.inf, 1]),), {}, ([0, 255], np.inf, 255), "NaN is the top"),
-            Case("denormal", (_F([-1e-45]),), {}, ([0], 0, 255), "a scale of 0"),
+            Case("zeros of ort", (f32([0, 0]),), {}, ([0, 0], 1, 0), "no range", (Engine.ORT,)),
+            Case("infinite", (f32([-np.inf, 1]),), {}, ([0, 255], np.inf, 255), "NaN is the top"),
+            Case("denormal", (f32([-1e-45]),), {}, ([0], 0, 255), "a scale of 0"),
         ),
     ),
 )

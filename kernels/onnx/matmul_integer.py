@@ -11,6 +11,7 @@ from refquant.ir.op import Case, Op
 from refquant.ir.types import TensorType, int32
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, same_dtype
 
 Array = npt.NDArray[Any]
@@ -85,8 +86,8 @@ def infer(
     return TensorType(int32, shape)
 
 
-_A = np.uint8([[11, 7, 3], [10, 6, 2]])
-_B = np.int8([[1, 4], [2, -5], [3, 6]])
+_A = u8([[11, 7, 3], [10, 6, 2]])
+_B = i8([[1, 4], [2, -5], [3, 6]])
 
 OPS = (
     Op(
@@ -104,21 +105,21 @@ OPS = (
             Case("plain", (_A, _B), {}, [[34, 27], [28, 22]], "no zero points"),
             Case(
                 "zero points",
-                (_A, _B, np.uint8(12), np.int8([1, 4])),
+                (_A, _B, np.uint8(12), i8([1, 4])),
                 {},
                 [[-23, 27], [-26, 34]],
                 "one of each column",
             ),
             Case(
                 "rows",
-                (_A, _B, np.uint8([11, 10])),
+                (_A, _B, u8([11, 10])),
                 {},
                 [[-32, -28], [-32, -28]],
                 "one of each row",
             ),
             Case(
                 "wraps",
-                (np.uint8([255] * 33026), np.uint8([255] * 33026)),
+                (u8([255] * 33026), u8([255] * 33026)),
                 {},
                 -2147451646,
                 "beyond int32",

@@ -16,6 +16,7 @@ from refquant.kernels.onnx import operands
 from refquant.kernels.onnx.dynamic_quantize_linear import kernel as quantize
 from refquant.kernels.onnx.dynamic_quantize_linear import reference as quantize_slowly
 from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.literals import f32, i8, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, one_element, same_dtype
 from refquant.kernels.requantize import dequantize_constants
 
@@ -220,7 +221,7 @@ def _check(
 
 
 _F = np.float32
-_A, _B = np.uint8([[3, 5]]), np.int8([[1, 2], [-3, 4]])
+_A, _B = u8([[3, 5]]), i8([[1, 2], [-3, 4]])
 _FOLDER = "microsoft/onnxruntime/onnxruntime/contrib_ops/cpu/quantization"
 
 OPS = (
@@ -235,14 +236,14 @@ OPS = (
             Case("plain", (_A, _B, _F(0.5), _F(0.5)), {}, [[-3, 6.5]], "no zero points"),
             Case(
                 "columns",
-                (_A, _B, _F(0.5), _F([0.5, 1]), np.uint8(1), np.int8([0, 2]), _F([1, 2])),
+                (_A, _B, _F(0.5), f32([0.5, 1]), np.uint8(1), i8([0, 2]), f32([1, 2])),
                 {},
                 [[-1.5, 6]],
                 "a scale and a zero point of each, and a bias",
             ),
             Case(
                 "rounded twice",
-                (np.uint8([[3]]), np.int8([[1]]), _F(0.1), _F(1), None, None, _F([-0.3])),
+                (u8([[3]]), i8([[1]]), _F(0.1), _F(1), None, None, f32([-0.3])),
                 {},
                 [[_F(3) * _F(0.1) - _F(0.3)]],
                 "not fused",
@@ -257,10 +258,10 @@ OPS = (
         pack=pack,
         source=(f"{_FOLDER}/dynamic_quantize_matmul.cc::DynamicQuantizeMatMul",),
         cases=(
-            Case("plain", (_F([[51, 255]]), _B, _F(0.5)), {}, [[-357, 561]], "scale 1"),
+            Case("plain", (f32([[51, 255]]), _B, _F(0.5)), {}, [[-357, 561]], "scale 1"),
             Case(
                 "shifted",
-                (_F([[-55, 200]]), _B, _F([0.5, 1]), np.int8([1, 1]), _F([1, 2])),
+                (f32([[-55, 200]]), _B, f32([0.5, 1]), i8([1, 1]), f32([1, 2])),
                 {},
                 [[-399, 547]],
                 "zero points of both, and a bias",

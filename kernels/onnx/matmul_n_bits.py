@@ -13,6 +13,7 @@ from refquant.ir.op import Case, Op
 from refquant.ir.types import TensorType, float32, format_shape, int32, uint8
 from refquant.kernels.onnx import mlas_gemm
 from refquant.kernels.onnx.kept import form, pack
+from refquant.kernels.onnx.literals import f32, u8
 from refquant.kernels.onnx.operands import Engines, dtype_in
 
 Array = npt.NDArray[Any]
@@ -255,9 +256,9 @@ def _check_shape(x: TensorType, name: str, shape: tuple[int, ...]) -> None:
 
 
 _F = np.float32
-_A = _F([[1, 2, 3, 4] * 4, [1] * 16])
-_B = np.uint8([[[0x98] * 8], [[0x80] * 8]])
-_S = _F([[0.5], [0.25]])
+_A = f32([[1, 2, 3, 4] * 4, [1] * 16])
+_B = u8([[[0x98] * 8], [[0x80] * 8]])
+_S = f32([[0.5], [0.25]])
 _HOW = {"K": 16, "N": 2, "block_size": 16}
 
 OPS = (
@@ -277,14 +278,14 @@ OPS = (
             Case("one row", (_A[:1], _B, _S), _HOW, [[12, -32]], "lanes"),
             Case(
                 "zero points",
-                (_A, _B, _S, np.uint8([[7], [0]])),
+                (_A, _B, _S, u8([[7], [0]])),
                 _HOW,
                 [[32, 48], [12, 16]],
                 "of each block",
             ),
             Case(
                 "float zero points",
-                (_A, _B, _S, _F([[7.5], [0]]), None, _F([1, 2])),
+                (_A, _B, _S, f32([[7.5], [0]]), None, f32([1, 2])),
                 _HOW,
                 [[23, 50], [9, 18]],
                 "and a bias",

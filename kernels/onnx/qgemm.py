@@ -14,6 +14,7 @@ from refquant.kernels import checks
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import operands, rescale
 from refquant.kernels.onnx.kept import KeptArray, form, pack
+from refquant.kernels.onnx.literals import f32, i8, i32, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, limits_of, scale_of, single
 from refquant.kernels.onnx.qlinear_matmul import requantized
 
@@ -132,7 +133,8 @@ def kernel(
     rows, columns = product.row_zero(a_zero_point, left), product.column_zero(b_zero_point)
     unit = _unit(a_scale, b_scale, alpha)
     tiled = product.is_tiled(left, rows, right) and (c is None or c.size in (1, right.shape[1]))
-    if y_scale is not None and y_zero_point is not None and tiled and np.ndim(c) < 2:
+    tiled = tiled and (c is None or c.ndim < 2)
+    if y_scale is not None and y_zero_point is not None and tiled:
         first = np.float32(alpha) * scale_of(a_scale)
         m = rescale.multiplier(first, b_scale, scale_of(y_scale))
         if rescale.fits_tiles(m):
@@ -201,7 +203,7 @@ def infer(
 
 
 _F = np.float32
-_A, _B = np.uint8([[3, 5], [1, 2]]), np.int8([[1, 2], [-3, 4]])
+_A, _B = u8([[3, 5], [1, 2]]), i8([[1, 2], [-3, 4]])
 _QA, _QB = (_A, _F(1), np.uint8(1)), (_B, _F(0.5), np.int8(0))
 _Y = (_F(1), np.uint8(20))
 
@@ -221,14 +223,14 @@ OPS = (
             Case("steps", (*_QA, *_QB, None, *_Y), {}, [[15, 30], [18, 22]], "-1.5 to -2"),
             Case(
                 "addend",
-                (*_QA, *_QB, np.int32([1, 2]), *_Y),
+                (*_QA, *_QB, i32([1, 2]), *_Y),
                 {},
                 [[16, 31], [19, 23]],
                 "of each column; -4.5 to -4",
             ),
             Case(
                 "whole addend",
-                (*_QA, *_QB, np.int32([[2], [4]]), *_Y),
+                (*_QA, *_QB, i32([[2], [4]]), *_Y),
                 {},
                 [[16, 31], [20, 24]],
                 "of each row",
@@ -242,7 +244,7 @@ OPS = (
             ),
             Case(
                 "columns",
-                (*_QA, _B, _F([1, 2]), np.int8([0, 1]), None, *_Y),
+                (*_QA, _B, f32([1, 2]), i8([0, 1]), None, *_Y),
                 {},
                 [[10, 48], [17, 26]],
                 "a scale and a zero point of each",

@@ -12,6 +12,7 @@ from refquant.ir.types import TensorType
 from refquant.kernels import checks
 from refquant.kernels.jit import fma, jit
 from refquant.kernels.layout import flat_pair
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import (
     Engines,
     limits_of,
@@ -241,11 +242,11 @@ OPS = (
             "qladd_avx2.cpp::MlasQLinearAddKernelAvx2Helper",
         ),
         cases=(
-            case("plain", np.uint8([1, 9]), [2, 7], [3, 16], "both less their zero points"),
-            case("ties", np.uint8([2, 4]), [2, 2], [4, 4], "3.5 and 4.5 go to 4", 1, 1, 2),
-            case("ends", np.int8([-128, 127]), [-128, 127], [-128, 127], "saturates"),
-            case("overflow", np.uint8([255]), [2], [0], "beyond int32 is the lowest", 1e30, 1, 1),
-            case("spread", np.uint8([[1], [2]]), [[2, 3, 4]], [[3, 4, 5], [4, 5, 6]], "broadcast"),
+            case("plain", u8([1, 9]), [2, 7], [3, 16], "both less their zero points"),
+            case("ties", u8([2, 4]), [2, 2], [4, 4], "3.5 and 4.5 go to 4", 1, 1, 2),
+            case("ends", i8([-128, 127]), [-128, 127], [-128, 127], "saturates"),
+            case("overflow", u8([255]), [2], [0], "beyond int32 is the lowest", 1e30, 1, 1),
+            case("spread", u8([[1], [2]]), [[2, 3, 4]], [[3, 4, 5], [4, 5, 6]], "broadcast"),
             case("empty", np.zeros((0,), np.uint8), np.zeros(0), np.zeros(0), "no elements"),
         ),
     ),

@@ -13,6 +13,7 @@ from refquant.ir.types import TensorType
 from refquant.kernels.jit import jit
 from refquant.kernels.onnx import qlinear_global_average_pool as whole
 from refquant.kernels.onnx.conv_geometry import Geometry, geometry
+from refquant.kernels.onnx.literals import u8
 from refquant.kernels.onnx.operands import Engines, limits_of, scale_of, single
 from refquant.kernels.onnx.qlinear_add import saturated, to_byte
 from refquant.kernels.onnx.qlinear_table import check_parameters
@@ -170,13 +171,12 @@ def kernel(
     """Compute :func:`reference`; of images with compiled loops."""
     maps = np.moveaxis(x, -1, 1) if channels_last else x
     how = geometry(_OP, maps.shape[2:], kernel_shape, auto_pad, None, pads, strides, ceil_mode)
+    parameters = x_scale, x_zero_point, y_scale, y_zero_point
     if _is_whole(maps, how):
-        parameters = x_scale, x_zero_point, y_scale, y_zero_point, channels_last
-        return whole.kernel(x, *parameters)
+        return whole.kernel(x, *parameters, channels_last)
     if maps.ndim != 4:
-        attributes = (auto_pad, ceil_mode, channels_last, count_include_pad, kernel_shape)
-        parameters = x_scale, x_zero_point, y_scale, y_zero_point
-        return reference(x, *parameters, *attributes, pads, strides)
+        how_many = auto_pad, ceil_mode, channels_last, count_include_pad
+        return reference(x, *parameters, *how_many, kernel_shape, pads, strides)
     low, high = limits_of(x.dtype)
     steps = (np.arange(low, high + 1) - single(x_zero_point)).astype(np.float32)
     table = scale_of(x_scale) * steps
@@ -215,7 +215,7 @@ def infer(
 
 
 _F = np.float32
-_X = np.uint8([[[[1, 2, 3], [3, 5, 9]]]])
+_X = u8([[[[1, 2, 3], [3, 5, 9]]]])
 _ONE = (_F(1), np.uint8(1), _F(1), np.uint8(3))
 
 OPS = (

@@ -13,6 +13,7 @@ from refquant.ir.op import Case, Op
 from refquant.ir.types import Dim, TensorType, bool_, format_shape
 from refquant.kernels import checks
 from refquant.kernels.onnx import operands
+from refquant.kernels.onnx.literals import u8
 from refquant.kernels.onnx.operands import Engines, scale_of, single
 from refquant.kernels.onnx.qlinear_table import check_parameters, looked_up, table
 
@@ -78,8 +79,9 @@ def kernel_concat(y_scale: Array, y_zero_point: Array, *inputs: Array, axis: int
 def _joined(
     look: Look, y_scale: Array, y_zero: Array, inputs: tuple[Array, ...], axis: int
 ) -> Array:
-    triples = [inputs[i : i + 3] for i in range(0, len(inputs), 3)]
-    return np.concatenate([_brought(look, *t, y_scale, y_zero) for t in triples], axis)
+    triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
+    parts = [_brought(look, x, s, z, y_scale, y_zero) for x, s, z in triples]
+    return np.concatenate(parts, axis)
 
 
 def infer_concat(
@@ -189,7 +191,7 @@ def infer_where(
 
 
 _F = np.float32
-_X, _Y = np.uint8([[3, 5]]), np.uint8([[255, 0]])
+_X, _Y = u8([[3, 5]]), u8([[255, 0]])
 _ONE, _TWO = (_F(1), np.uint8(0)), (_F(2), np.uint8(1))
 _FOLDER = "microsoft/onnxruntime/onnxruntime/contrib_ops/cpu/quantization"
 

@@ -17,6 +17,7 @@ from refquant.kernels.convolve import convolve
 from refquant.kernels.onnx import integer_conv, operands, rescale
 from refquant.kernels.onnx.conv_geometry import Geometry, geometry
 from refquant.kernels.onnx.kept import pack, unsigned
+from refquant.kernels.onnx.literals import i8, i32, u8
 from refquant.kernels.onnx.operands import BYTES, ONNX, dtype_in, limits_of, scale_of, single
 
 Array = npt.NDArray[Any]
@@ -229,8 +230,8 @@ def infer(
 
 
 _F = np.float32
-_X = np.uint8([[[[2, 3], [5, 6]]]])
-_W = np.int8([[[[1, -1], [2, 3]]]])
+_X = u8([[[[2, 3], [5, 6]]]])
+_W = i8([[[[1, -1], [2, 3]]]])
 _TWO = np.concatenate((_W, -_W))
 
 
@@ -261,7 +262,7 @@ OPS = (
             _case("even", (1, 0.5, 1), np.uint8(8), [[[[19]]]], "22 / 2 + 8", Engine.ORT),
             _case("tie", (1, 0.5, 2), np.uint8(7), [[[[13]]]], "5.5 to 6, plus 7", Engine.ORT),
             _case("late tie", (1, 0.5, 2), np.uint8(7), [[[[12]]]], "12.5 to 12", Engine.ONNX),
-            _case("bias", (1, 0.5, 1), np.int8(-8), [[[[5]]]], "26 / 2 - 8", b=np.int32([4])),
+            _case("bias", (1, 0.5, 1), np.int8(-8), [[[[5]]]], "26 / 2 - 8", b=i32([4])),
             _case(
                 "channels", (1, [0.5, 0.25], 1), np.int8(0), [[[[11]], [[-6]]]], "5.5 to 6", w=_TWO
             ),

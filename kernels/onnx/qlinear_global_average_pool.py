@@ -14,6 +14,7 @@ from refquant.ir.types import TensorType
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import is_contiguous_channels_last
 from refquant.kernels.onnx import rescale
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import Engines, limits_of, scale_of, single
 from refquant.kernels.onnx.qlinear_table import check_parameters
 
@@ -164,7 +165,7 @@ def infer(
 
 
 _F = np.float32
-_X = np.uint8([[[[1, 2], [3, 5]], [[9, 9], [9, 255]]]])
+_X = u8([[[[1, 2], [3, 5]], [[9, 9], [9, 255]]]])
 
 OPS = (
     Op(
@@ -193,7 +194,7 @@ OPS = (
             ),
             Case(
                 "signed",
-                (np.int8([[[-128, -127]]]), _F(1), None, _F(1), None),
+                (i8([[[-128, -127]]]), _F(1), None, _F(1), None),
                 {},
                 [[[-128]]],
                 "-127.5 goes to -128",

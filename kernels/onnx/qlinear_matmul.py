@@ -16,6 +16,7 @@ from refquant.kernels.multiply import matrix_product
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import rescale
 from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import (
     BYTES,
     ONNX,
@@ -211,8 +212,8 @@ def infer(
 
 
 _F = np.float32
-_A = np.uint8([[3, 5], [1, 2]])
-_B = np.int8([[1, 2], [-3, 4]])
+_A = u8([[3, 5], [1, 2]])
+_B = i8([[1, 2], [-3, 4]])
 
 
 def _case(

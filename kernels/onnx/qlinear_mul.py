@@ -10,6 +10,7 @@ import numpy.typing as npt
 from refquant.ir.op import Op
 from refquant.ir.types import TensorType
 from refquant.kernels.jit import jit
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import Engines, limits_of, scale_of, single
 from refquant.kernels.onnx.qlinear_add import aligned, case, infer_pair, saturated, to_byte
 
@@ -99,10 +100,8 @@ def kernel(
     """Compute :func:`reference` in one compiled pass."""
     x, y, into, q = aligned(a, b)
     ratio, zero = _ratio(a_scale, b_scale, c_scale), np.float32(single(c_zero_point))
-    _fill(
-        *(x, single(a_zero_point), y, single(b_zero_point)),
-        *(ratio, zero, *limits_of(a.dtype), into),
-    )
+    x_zero, y_zero = single(a_zero_point), single(b_zero_point)
+    _fill(x, x_zero, y, y_zero, ratio, zero, *limits_of(a.dtype), into)
     return q
 
 
@@ -121,11 +120,11 @@ OPS = (
             "microsoft/onnxruntime/onnxruntime/core/mlas/lib/qlmul.cpp::MlasQLinearMulKernel",
         ),
         cases=(
-            case("plain", np.uint8([1, 9]), [2, 7], [3, 43], "both less their zero points"),
-            case("ties", np.uint8([2, 4]), [3, 3], [4, 4], "3.5 and 4.5 go to 4", 1, 1, 2),
-            case("ends", np.int8([-128, 127]), [127, 127], [-128, 127], "saturates"),
-            case("overflow", np.uint8([255]), [9], [0], "beyond int32 is the lowest", 1e30, 1, 1),
-            case("spread", np.uint8([[1], [2]]), [[2, 3, 4]], [[3, 3, 3], [3, 4, 5]], "broadcast"),
+            case("plain", u8([1, 9]), [2, 7], [3, 43], "both less their zero points"),
+            case("ties", u8([2, 4]), [3, 3], [4, 4], "3.5 and 4.5 go to 4", 1, 1, 2),
+            case("ends", i8([-128, 127]), [127, 127], [-128, 127], "saturates"),
+            case("overflow", u8([255]), [9], [0], "beyond int32 is the lowest", 1e30, 1, 1),
+            case("spread", u8([[1], [2]]), [[2, 3, 4]], [[3, 3, 3], [3, 4, 5]], "broadcast"),
             case("empty", np.zeros((0,), np.uint8), np.zeros(0), np.zeros(0), "no elements"),
         ),
     ),

@@ -12,6 +12,7 @@ from refquant.ir.op import Case, Op
 from refquant.ir.types import TensorType
 from refquant.kernels.jit import jit
 from refquant.kernels.onnx import operands
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import Engines, limits_of, scale_of, single
 from refquant.kernels.onnx.qlinear_table import check_parameters
 
@@ -141,7 +142,7 @@ def _fill(
     for r in range(rows.shape[0]):
         top = 0
         for i in range(rows.shape[1]):
-            top = max(top, np.int64(rows[r, i]) - base)
+            top = max(top, int(rows[r, i]) - base)
         total = np.float32(0)
         for i in range(rows.shape[1]):
             total = np.float32(total + entries[255 - top + np.int64(rows[r, i]) - base])
@@ -191,7 +192,7 @@ def infer(
     return x
 
 
-_X = (np.uint8([[[1, 1], [3, 3]]]), _F(1), None)
+_X = (u8([[[1, 1], [3, 3]]]), _F(1), None)
 _Y = (_F(1 / 256), np.uint8(0))
 
 OPS = (
@@ -223,14 +224,14 @@ OPS = (
             ),
             Case(
                 "signed",
-                (np.int8([[-128, 127]]), _F(1), None, _F(1 / 256), np.int8(-128)),
+                (i8([[-128, 127]]), _F(1), None, _F(1 / 256), np.int8(-128)),
                 {"opset": 13},
                 [[-128, 127]],
                 "saturates",
             ),
             Case(
                 "lost",
-                (np.uint8([[7]]), _F(1), None, _F(1e-5), np.uint8(9)),
+                (u8([[7]]), _F(1), None, _F(1e-5), np.uint8(9)),
                 {"opset": 13},
                 [[9]],
                 "the product overflows",

@@ -13,6 +13,7 @@ from refquant.ir.types import TensorType
 from refquant.kernels.layout import flat
 from refquant.kernels.lookup import look_up
 from refquant.kernels.onnx import operands
+from refquant.kernels.onnx.literals import f32, i8, u8
 from refquant.kernels.onnx.operands import Engines, scale_of, single
 from refquant.kernels.onnx.quantize_linear import reference as quantize
 from refquant.kernels.rounding import fma
@@ -22,9 +23,9 @@ F32 = npt.NDArray[np.float32]
 _F = np.float32
 
 # Numerator and denominator of the rational function, highest power first.
-_ODD = _F([4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05,
+_ODD = f32([4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05,
            8.51377133304701e-03, 2.48287947061529e-01])  # fmt: skip
-_EVEN = _F([6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06,
+_EVEN = f32([6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06,
             1.70198817374094e-03, 1.16817656904453e-01, 9.93151921023180e-01])  # fmt: skip
 
 
@@ -220,8 +221,8 @@ def _infer(op: str) -> Callable[..., TensorType]:
 
 
 _FOLDER = "microsoft/onnxruntime/onnxruntime/contrib_ops/cpu/quantization"
-_X = (np.uint8([0, 5, 255]), _F(0.5), np.uint8(5))
-_S = (np.int8([-128, 0, 127]), _F(0.1), None)
+_X = (u8([0, 5, 255]), _F(0.5), np.uint8(5))
+_S = (i8([-128, 0, 127]), _F(0.1), None)
 
 OPS = (
     Op(

@@ -16,6 +16,7 @@ from refquant.ir.types import DType, TensorType, dtype_of, uint8
 from refquant.kernels.jit import jit
 from refquant.kernels.layout import flat
 from refquant.kernels.onnx import granularity
+from refquant.kernels.onnx.literals import f16, f32, u8
 from refquant.kernels.onnx.operands import ONNX, dtype_in, limits_of, same_dtype, single
 
 Array = npt.NDArray[Any]
@@ -173,7 +174,8 @@ def _scalar_loops(x: Array, scale: Array, dtype: DType, axis: int, block_size: i
 
 
 def _saturated(quotient: Array, storage: np.dtype[Any]) -> Array:
-    largest = float(ml_dtypes.finfo(storage).max)
+    finfo: Any = ml_dtypes.finfo
+    largest = float(finfo(storage).max)
     return np.asarray(np.clip(quotient, -largest, largest).astype(storage))
 
 
@@ -297,18 +299,20 @@ OPS = (
         ),
         cases=(
             _case("ties", _TIES, _F(1), np.uint8(7), [7, 9, 7, 9], "even, then the zero point"),
-            _case("division", _F([4.5]), _F(0.6), np.uint8(0), [7], "times 1 / 0.6 would be 8"),
-            _case("ends", _F([9e9, -9e9, np.inf]), _F(1), np.int8(-5), [127, -128, 127], "limits"),
-            _case("nan", _F([np.nan]), _F(1), np.int8(-5), [-128], "NaN is the lowest"),
+            _case("division", f32([4.5]), _F(0.6), np.uint8(0), [7], "times 1 / 0.6 would be 8"),
+            _case(
+                "ends", f32([9e9, -9e9, np.inf]), _F(1), np.int8(-5), [127, -128, 127], "limits"
+            ),
+            _case("nan", f32([np.nan]), _F(1), np.int8(-5), [-128], "NaN is the lowest"),
             _case("no zero point", _TIES, _F(1), None, [0, 2, 0, 2], "uint8 and 0"),
             _case(
-                "axis", _F([[1, 1], [2, 2]]), _F([1, 0.5]), None, [[1, 2], [2, 4]], "per column"
+                "axis", f32([[1, 1], [2, 2]]), f32([1, 0.5]), None, [[1, 2], [2, 4]], "per column"
             ),
             _case(
                 "blocks",
-                _F([[1, 1, 1]]),
-                _F([[1, 0.5]]),
-                np.uint8([[0, 1]]),
+                f32([[1, 1, 1]]),
+                f32([[1, 0.5]]),
+                u8([[0, 1]]),
                 [[1, 1, 3]],
                 "two share a scale, one is left",
                 block_size=2,
@@ -316,7 +320,7 @@ OPS = (
             _case("int4", _TIES, _F(0.25), np.array(1, ml_dtypes.int4), [3, 7, -1, 7], "4 bits"),
             _case(
                 "half",
-                np.float16([0.01465]),
+                f16([0.01465]),
                 np.float16(0.0977),
                 None,
                 [0],
@@ -324,7 +328,7 @@ OPS = (
             ),
             _case(
                 "wrapped",
-                np.float16([np.inf]),
+                f16([np.inf]),
                 np.float16(1),
                 np.int8(5),
                 [-128],
@@ -333,7 +337,7 @@ OPS = (
             ),
             _case(
                 "float8",
-                _F([500, 0.3]),
+                f32([500, 0.3]),
                 _F(1),
                 np.array(0, ml_dtypes.float8_e4m3fn),
                 [448, 0.3125],
@@ -341,7 +345,7 @@ OPS = (
             ),
             _case(
                 "float8 open",
-                _F([7e4, 2]),
+                f32([7e4, 2]),
                 _F(1),
                 np.array(0, ml_dtypes.float8_e5m2),
                 [np.inf, 2],
@@ -350,7 +354,7 @@ OPS = (
             ),
             _case(
                 "float8 gap",
-                _F([-485]),
+                f32([-485]),
                 _F(1),
                 np.array(0, ml_dtypes.float8_e4m3fn),
                 [-448],
@@ -360,7 +364,7 @@ OPS = (
             ),
             _case(
                 "float4",
-                _F([9, 0.75]),
+                f32([9, 0.75]),
                 _F(1),
                 np.array(0, ml_dtypes.float4_e2m1fn),
                 [6, 1],

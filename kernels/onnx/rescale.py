@@ -32,7 +32,7 @@ def multiplier(x_scale: Any, w_scale: Any, y_scale: Any) -> F32:
         return np.asarray(unit / np.asarray(y_scale, np.float32), np.float32)
 
 
-def clamped(total: Array, m: Array, zero_point: int, dtype: np.dtype[Any]) -> Array:
+def clamped(total: Array, m: Any, zero_point: int, dtype: np.dtype[Any]) -> Array:
     """Return what onnxruntime makes of sums; NaN gives the lowest integer.
 
     Examples
