@@ -53,8 +53,8 @@ class Op:
         The fast function of each engine, called like ``reference``. Engines with equal numerics
         share one function; where plain NumPy is already fast it is the reference itself.
     pack
-        Rearranges operand 1, a constant weight, once into the layout the kernel wants:
-        ``pack(weight, **attributes)``.
+        Rearranges operand ``weight``, where it is a constant, once into the layout the kernel
+        wants: ``pack(weight, **attributes)``.
     prepare
         Binds constants and shapes ahead of a run; see :mod:`refquant.ir.prepared`. None where
         it has nothing to gain.
@@ -67,6 +67,8 @@ class Op:
         Where upstream computes it: ``repository/path::symbol``, one a line.
     cases
         Hand-written examples, the awkward values first.
+    weight
+        Position of the operand that is packed.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Op:
     prepare: Prepare | None = None
     limits: Callable[..., tuple[int, int] | None] | None = None
     keeps_channels_last: bool = False
+    weight: int = 1
 
     @property
     def doc(self) -> str:

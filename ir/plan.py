@@ -24,6 +24,7 @@ from refquant.ir.target import Target
 from refquant.ir.types import Dim, TensorType
 
 ALIGNMENT = 64
+_TORCH_NAMES = ("aten::", "quantized", "onednn::", "_quantized::")
 Sizes = dict[str, int]
 
 
@@ -112,18 +113,19 @@ def _task(graph: Graph, node: Node, target: Target, fast: bool) -> _Task:
     except RefquantError as error:
         raise type(error)(f"node {node.name}: {error}") from None
     if fast and op.pack is not None:
-        _pack_weight(graph, node, op.pack)
+        _pack_weight(graph, node, op.pack, op.weight)
     names = [None if value is None else value.name for value in node.inputs]
     return _Task([node], function, names)
 
 
-def _pack_weight(graph: Graph, node: Node, pack: Callable[..., Tensor]) -> None:
+def _pack_weight(graph: Graph, node: Node, pack: Callable[..., Tensor], position: int) -> None:
     """Replace a constant weight by its packed form, so that memory holds it once."""
-    weight = node.inputs[1]
+    weight = node.inputs[position]
     if weight is None or weight.name not in graph.parameters:
         return
     data = graph.parameter(weight.name)
-    if isinstance(data, QTensor) or data.dtype == np.int8:
+    plain = (np.int8,) if node.op.startswith(_TORCH_NAMES) else (np.int8, np.uint8)
+    if isinstance(data, QTensor) or data.dtype in plain:
         graph.parameters[weight.name] = pack(data, **node.attributes)
 
 

@@ -15,7 +15,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType
 from refquant.kernels.checks import known_length
 from refquant.kernels.layout import channels_last, is_channels_last
-from refquant.kernels.onnx import mlas_products
+from refquant.kernels.onnx import mlas_gemm, mlas_products
 from refquant.kernels.products import check_equal, check_float, is_onnxruntimes, product
 
 Ints = tuple[int, ...]
@@ -104,7 +104,7 @@ def conv_ort(
     geometry = (stride, padding, dilation, groups)
     if x.dtype != np.float32:
         return conv(x, weight, bias, *geometry)
-    return mlas_products.conv(x, weight, bias, *geometry, mlas_products.chain_compiled)
+    return mlas_products.conv(x, weight, bias, *geometry, mlas_gemm.gemm)
 
 
 def _lengths(

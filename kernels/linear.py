@@ -8,7 +8,7 @@ from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
-from refquant.kernels.onnx import mlas_products
+from refquant.kernels.onnx import mlas_gemm, mlas_products
 from refquant.kernels.products import (
     check_equal,
     check_float,
@@ -60,7 +60,7 @@ def kernel_ort(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Compute :func:`reference` in onnxruntime's order."""
     if x.dtype != np.float32:
         return reference(x, weight, bias)
-    return mlas_products.linear(x, weight, bias, mlas_products.chain_compiled)
+    return mlas_products.linear(x, weight, bias, mlas_gemm.gemm)
 
 
 def infer(x: TensorType, weight: TensorType, bias: TensorType | None = None) -> TensorType:

@@ -11,7 +11,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import Size, TensorType, bool_
 from refquant.kernels.checks import broadcast
 from refquant.kernels.movement import example
-from refquant.kernels.onnx import mlas_products
+from refquant.kernels.onnx import mlas_gemm, mlas_products
 from refquant.kernels.products import (
     check_equal,
     check_float,
@@ -58,7 +58,7 @@ def matmul_ort(self: Array, other: Array) -> Array:
     """Compute :func:`matmul` in onnxruntime's order."""
     if self.dtype != np.float32:
         return matmul(self, other)
-    return mlas_products.matmul(self, other, mlas_products.chain_compiled)
+    return mlas_products.matmul(self, other, mlas_gemm.gemm)
 
 
 def infer_matmul(self: TensorType, other: TensorType) -> TensorType:

@@ -307,6 +307,10 @@ class PackedWeight(QTensor):
         each = rule(scale, scales, 1.0, ordered, self._order.size)
         return self._with(self._sums * np.int32(-zero_point), each)
 
+    def lanes_of_zero_point(self, zero_point: int) -> Lanes:
+        """Return the constants of plain sums of an input of which only the zero point matters."""
+        return self._with(self._sums * np.int32(-zero_point), _unread(self._order.size))
+
     def _in_lanes(self, zero_point: int, each: Constants) -> Lanes:
         correction = self._sums * np.int32(-zero_point)  # wraps, as the accumulator does
         floats = (each.addend, each.factor, each.multiplier)

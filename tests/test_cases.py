@@ -39,8 +39,8 @@ def test_reference_and_kernels_give_the_written_result(op: Op, case: Case) -> No
             function = op.bind(Target(engine), fast=fast)
             operands = case.operands
             if fast and op.pack is not None:
-                weight = op.pack(operands[1], **case.attributes)
-                operands = (operands[0], weight, *operands[2:])
+                weight = op.pack(operands[op.weight], **case.attributes)
+                operands = (*operands[: op.weight], weight, *operands[op.weight + 1 :])
             check(function(*operands, **case.attributes), case.expected)
 
 

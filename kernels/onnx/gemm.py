@@ -10,7 +10,7 @@ from refquant.ir.qtensor import Array
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType
 from refquant.kernels.checks import broadcast
-from refquant.kernels.onnx import mlas_products
+from refquant.kernels.onnx import mlas_gemm, mlas_products
 from refquant.kernels.products import check_equal, is_onnxruntimes
 
 
@@ -53,7 +53,7 @@ def reference(
     >>> reference(np.float32([[1, 2]]), np.float32([[3, 4]]), np.float32([0.5]), **plain)
     array([[11.5]], dtype=float32)
     """
-    return _gemm(A, B, C, (alpha, beta), (transA, transB), mlas_products.chain, target)
+    return _gemm(A, B, C, (alpha, beta), (transA, transB), mlas_gemm.reference, target)
 
 
 def kernel_ort(
@@ -67,7 +67,7 @@ def kernel_ort(
     transB: int,  # noqa: N803
 ) -> Array:
     """Compute :func:`reference` for engine ort in compiled loops."""
-    compiled = mlas_products.chain_compiled
+    compiled = mlas_gemm.gemm
     return _gemm(A, B, C, (alpha, beta), (transA, transB), compiled, Target(Engine.ORT))
 
 
@@ -77,7 +77,7 @@ def _gemm(
     c: Array | None,
     factors: tuple[float, float],
     transposed: tuple[int, int],
-    multiply: mlas_products.Chain,
+    multiply: mlas_products.Multiply,
     target: Target,
 ) -> Array:
     a, b = (x.T if turned else x for x, turned in zip((a, b), transposed, strict=True))
@@ -86,8 +86,8 @@ def _gemm(
     if is_onnxruntimes(a, target) and alpha == 1 and beta in (0, 1):
         start = None if added is None else np.broadcast_to(added, (len(a), b.shape[1]))
         if len(a) == 1 and transposed[1]:  # a row times rows: eight sums side by side
-            y = mlas_products.one_column(b.T, a.T).T
-            return np.asarray(y if start is None else y + start)
+            first = None if start is None else start[0]
+            return mlas_gemm.dot_products(a[0], b.T, first)[None]
         return mlas_products.product(a, b, start, multiply)
     y = np.matmul(a, b)
     y = y if alpha == 1 else y * alpha
