@@ -57,7 +57,8 @@ def check(
     block_size: int,
 ) -> None:
     """Check the shapes of scale and zero point."""
-    if zero_point is not None and zero_point.shape != scale.shape:
+    one = zero_point is not None and {zero_point.shape, scale.shape} <= {(), (1,)}
+    if zero_point is not None and zero_point.shape != scale.shape and not one:
         shapes = f"{format_shape(zero_point.shape)} and {format_shape(scale.shape)}"
         raise VerifyError(f"{op}: zero point and scale must have one shape, got {shapes}")
     if block_size < 0:
