@@ -58,6 +58,41 @@ FUNCTIONS: dict[str, str] = {
     **{f"aten::avg_pool{n}d": f"{_F}avg_pool{n}d" for n in (1, 2, 3)},
     **{f"aten::adaptive_avg_pool{n}d": f"{_F}adaptive_avg_pool{n}d" for n in (1, 2, 3)},
 }
+
+
+def _global_pool(node: Node) -> tuple[str, dict[str, Any]]:
+    rank = node.outputs[0].type.rank - 2
+    return f"{_F}adaptive_avg_pool{rank}d", {"output_size": (1,) * rank}
+
+
+def _pool(node: Node) -> tuple[str, dict[str, Any]] | None:
+    """Return the pool of torch, where both ends are padded alike and by half a window at most."""
+    how: dict[str, Any] = dict(node.attributes)
+    kernel, pads = how["kernel_shape"], how["pads"]
+    rank = len(kernel)
+    begins, ends = pads[:rank], pads[rank:]
+    centred = all(2 * p <= k for p, k in zip(begins, kernel, strict=True))
+    if rank > 3 or begins != ends or not centred or set(how["dilations"]) != {1}:
+        return None
+    if how["ceil_mode"]:
+        return None
+    window = {"kernel_size": kernel, "stride": how["strides"], "padding": begins}
+    return f"{_F}avg_pool{rank}d", {**window, "count_include_pad": how["count_include_pad"]}
+
+
+def _ramp(node: Node) -> tuple[str, dict[str, Any]] | None:
+    alpha = node.attributes["alpha"]
+    slope = np.float32(alpha) == np.float32(1 / 6)  # type: ignore[arg-type]
+    return (f"{_F}hardsigmoid", {}) if slope and node.attributes["beta"] == 0.5 else None
+
+
+# Operators of ONNX that are functions of torch, at least with some attributes.
+ONNX_FUNCTIONS: dict[str, Callable[[Node], tuple[str, dict[str, Any]] | None]] = {
+    "onnx::AveragePool": _pool,
+    "onnx::GlobalAveragePool": _global_pool,
+    "onnx::HardSigmoid": _ramp,
+    "onnx::HardSwish": lambda node: (f"{_F}hardswish", {}),
+}
 # Attributes that the functions do not have.
 _LEFT_OUT = ("cudnn_enable", "cudnn_enabled")
 _NAME = re.compile(r"\W+")
@@ -155,7 +190,11 @@ class _Lift:
             return
         attributes = {key: _batch(value) for key, value in node.attributes.items()}
         operands = tuple(map(self.operand, node.inputs))
-        if node.op in ("aten::cat", "aten::stack"):
+        known_to_onnx = ONNX_FUNCTIONS.get(node.op)
+        found = known_to_onnx(node) if known_to_onnx else None
+        if found is not None:
+            call = self.function(found[0], operands, found[1])
+        elif node.op in ("aten::cat", "aten::stack"):
             call = self.function(f"torch.{node.op[6:]}", (list(operands),), attributes)
         elif node.op in FUNCTIONS:
             kept = {key: value for key, value in attributes.items() if key not in _LEFT_OUT}

@@ -155,12 +155,7 @@ def _tanh(b: OnnxBuilder, x: Known) -> Result:
 
 
 def _hard_sigmoid(b: OnnxBuilder, x: Known) -> Result:
-    slope, offset = np.float32(b.get("alpha", 0.2)), b.get("beta", 0.5)
-    if slope == np.float32(1 / 6) and offset == 0.5:
-        return through_float32(b, "aten::hardsigmoid", x)
-    ramp = b.emit("aten::add", b.emit("aten::mul", x, alike(b, slope, x)), alike(b, offset, x))
-    ramp = b.emit("aten::minimum", ramp, alike(b, 1, x))
-    return b.emit("aten::maximum", ramp, alike(b, 0, x))
+    return b.emit("onnx::HardSigmoid", x, alpha=b.get("alpha"), beta=b.get("beta"))
 
 
 def _gelu(b: OnnxBuilder, x: Known) -> Result:
@@ -220,7 +215,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "Greater": same("aten::gt"),
     "GreaterOrEqual": same("aten::ge"),
     "HardSigmoid": _hard_sigmoid,
-    "HardSwish": activation("aten::hardswish"),
+    "HardSwish": lambda b, x: b.emit("onnx::HardSwish", x),
     "IsInf": lambda b, x: b.emit(
         "onnx::IsInf",
         x,

@@ -382,6 +382,7 @@ class Schema:
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     types: tuple[frozenset[str], ...]
+    attributes: frozenset[str]
     deprecated: bool
 
 
@@ -401,6 +402,7 @@ def schema_of(op: str, domain: str, opset: int) -> Schema | None:
         (found.min_input, found.max_input),
         (found.min_output, found.max_output),
         tuple(frozenset(formal.types) for formal in found.inputs),
+        frozenset(found.attributes),
         found.deprecated,
     )
 

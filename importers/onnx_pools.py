@@ -66,16 +66,8 @@ class _Window:
 
 
 def _average(b: OnnxBuilder, x: Known) -> Known:
-    window = _Window(b, x)
     counts = bool(b.get("count_include_pad", 0))
-    if not window.is_plain or set(window.dilations) != {1}:
-        return b.emit("onnx::AveragePool", x, **window.how, count_include_pad=counts)
-    return b.emit(
-        f"aten::avg_pool{len(window.kernel)}d",
-        x,
-        **{"kernel_size": window.kernel, "stride": window.strides, "padding": window.begins},
-        **{"ceil_mode": False, "count_include_pad": counts},
-    )
+    return b.emit("onnx::AveragePool", x, **_Window(b, x).how, count_include_pad=counts)
 
 
 def _max(b: OnnxBuilder, x: Known) -> Any:
@@ -98,13 +90,6 @@ def _lp(b: OnnxBuilder, x: Known) -> Known:
 def whole(b: OnnxBuilder, x: Known) -> Ints:
     """Return the spatial lengths, which may not depend on the batch."""
     return tuple(known_length(b.node.op, n, i + 2) for i, n in enumerate(x.type.shape[2:]))
-
-
-def _global_average(b: OnnxBuilder, x: Known) -> Known:
-    axes = tuple(range(2, x.type.rank))
-    if x.type.dtype == float32 and len(axes) in (1, 2, 3):
-        return b.emit(f"aten::adaptive_avg_pool{len(axes)}d", x, output_size=(1,) * len(axes))
-    return b.emit("onnx::AveragePool", x, **_everything(whole(b, x)), count_include_pad=False)
 
 
 def _everything(spatial: Ints) -> dict[str, Any]:
@@ -143,7 +128,7 @@ def _max_unpool(b: OnnxBuilder, x: Known, indices: Known, shape: Operand = None)
 
 POOLS: dict[str, Rule] = {
     "AveragePool": _average,
-    "GlobalAveragePool": _global_average,
+    "GlobalAveragePool": lambda b, x: b.emit("onnx::GlobalAveragePool", x),
     "GlobalLpPool": _global_lp,
     "GlobalMaxPool": _global_max,
     "LpPool": _lp,

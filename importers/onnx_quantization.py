@@ -15,7 +15,7 @@ _DTYPES = ("output_dtype", "precision")
 _GRANULARITY = ("axis", "block_size")
 _LSTM = ("activations", "activation_alpha", "activation_beta", "clip", "direction")
 
-# Attributes of each operator; one that a version lacks, or a model leaves out, is our op's default.
+# Attributes of each operator; for one that is not given our op has the default.
 _OPERATORS: dict[str, tuple[str, ...]] = {
     "ConvInteger": _CONV,
     "DequantizeLinear": (*_GRANULARITY, "output_dtype"),

@@ -14,7 +14,11 @@ OPS.declare(
         "gemm": ("onnx::Gemm",),
         "matmul": ("onnx::MatMul",),
         "local_response": ("onnx::Hardmax", "onnx::LRN"),
-        "pools": ("onnx::AveragePool", "onnx::LpPool", "onnx::MaxPool", "onnx::MaxUnpool"),
+        "hard_sigmoid": ("onnx::HardSigmoid", "onnx::HardSwish"),
+        "pools": (
+            *("onnx::AveragePool", "onnx::GlobalAveragePool", "onnx::LpPool", "onnx::MaxPool"),
+            "onnx::MaxUnpool",
+        ),
         "recurrent": ("onnx::GRU", "onnx::LSTM", "onnx::RNN"),
         "bitwise": (
             *("onnx::BitShift", "onnx::BitwiseAnd", "onnx::BitwiseNot"),

@@ -1,4 +1,4 @@
-"""``onnx::AveragePool``, ``MaxPool``, ``LpPool``: windows with ONNX's own paddings.
+"""``onnx::AveragePool``, ``MaxPool``, ``LpPool`` ...: windows with ONNX's own paddings.
 
 Windows may be dilated and padded unequally at the two ends; what torch also has is
 ``aten::avg_pool2d`` and ``aten::max_pool2d``.
@@ -91,8 +91,9 @@ def average_pool(
     """Return the average of each window.
 
     The divisor is the number of elements inside the input, or, with ``count_include_pad``,
-    inside the input and its padding; what hangs over the end is never counted. Sums are taken
-    in NumPy's order.
+    inside the input and its padding; what hangs over the end is never counted. Sums are
+    onnxruntime's: with a stride of at most 2 along the last of several axes the rows of a window
+    are added to each other first, then their columns; otherwise all elements one by one.
 
     Parameters
     ----------
@@ -127,10 +128,73 @@ def average_pool(
         counted = windows(own, 0, kernel_shape, strides, dilations, (0,) * 2 * rank, ceil_mode)
     else:
         counted = windows(own, 0, *geometry)
-    axes = tuple(range(-rank, 0))
-    total = windows(X, 0, *geometry).sum(axes)
-    counts = counted.sum(axes)[tuple(slice(n) for n in total.shape[2:])]
+    seen = windows(X, 0, *geometry)
+    columns = kernel_shape[-1] if rank > 1 and strides[-1] <= 2 else 1
+    total = in_turn(in_turn(seen.reshape(*seen.shape[: X.ndim], -1, columns), -2), -1)
+    counts = counted.sum(tuple(range(-rank, 0)))[tuple(slice(n) for n in total.shape[2:])]
     return np.asarray((total / counts).astype(X.dtype))
+
+
+def in_turn(x: Array, axis: int) -> Array:
+    """Add the elements along an axis one by one.
+
+    Examples
+    --------
+    >>> in_turn(np.float32([2**24, 1, 1]), 0).item(), np.float32([1, 1, 2**24]).sum().item()
+    (16777216.0, 16777218.0)
+    """
+    parts = np.moveaxis(x, axis, 0)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return np.asarray(total)
+
+
+def global_average_pool(X: Array) -> Array:  # noqa: N803
+    """Return the average of each channel.
+
+    As onnxruntime adds them, elements lie in four sums side by side, which are added crosswise,
+    then the last up to three elements.
+
+    Parameters
+    ----------
+    X : float tensor (N, C, *spatial)
+
+    Returns
+    -------
+    float tensor (N, C, 1, ...)
+
+    Raises
+    ------
+    VerifyError
+        If there is no spatial axis.
+
+    Examples
+    --------
+    >>> global_average_pool(np.float32([[[1, 2, 3, 4, 5]]]))
+    array([[[3.]]], dtype=float32)
+    """
+    flat = X.reshape(*X.shape[:2], -1)
+    count = flat.shape[2]
+    fours = count // 4 * 4
+    total = np.zeros(X.shape[:2], X.dtype)
+    if fours:
+        lanes = in_turn(flat[..., :fours].reshape(*X.shape[:2], -1, 4), 2)
+        total = (lanes[..., 0] + lanes[..., 2]) + (lanes[..., 1] + lanes[..., 3])
+    for i in range(fours, count):
+        total = total + flat[..., i]
+    average = (total / X.dtype.type(count)).astype(X.dtype)
+    return np.asarray(average.reshape(*X.shape[:2], *(1,) * (X.ndim - 2)))
+
+
+def infer_global(x: TensorType) -> TensorType:
+    """Check the rank; every spatial length becomes 1."""
+    if x.rank < 3 or not x.dtype.is_floating_point:
+        raise VerifyError(f"GlobalAveragePool: expected floats (N, C, ...), got {x}")
+    lengths = [known_length("GlobalAveragePool", n, i + 2) for i, n in enumerate(x.shape[2:])]
+    if min(lengths) < 1:
+        raise VerifyError(f"GlobalAveragePool: no elements in {x}")
+    return x.with_shape((*x.shape[:2], *(1,) * len(lengths)))
 
 
 def max_pool(
@@ -313,6 +377,12 @@ OPS = (
             [[[0.5, 3.5, 4]]],
             "padding counts, what hangs over the end does not",
         ),
+    ),
+    _op(
+        "GlobalAveragePool",
+        global_average_pool,
+        infer_global,
+        Case("five", (np.array([[[1, 2, 3, 4, 5]]], np.float32),), {}, [[[3]]], "four and one"),
     ),
     _op(
         "MaxPool",

@@ -11,17 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from refquant.importers.onnx_file import code_of, schema_of
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node
+from refquant.ir.types import DType
 from refquant.onnx_export.floats import EXACT_FLOATS, FLOATS, MOVEMENT, ROUNDED_ONCE
 from refquant.onnx_export.quantized import QUANTIZED
-from refquant.onnx_export.writer import Contract, Promise, Writer, check
+from refquant.onnx_export.writer import OPSET, Contract, Promise, Writer, check
 
 __all__ = ["Contract", "Promise", "export_onnx"]
 
 Format = Literal["qdq", "qoperator"]
 _MOVES = "elements are moved or compared, not computed"
 _ONCE = "one rounding of IEEE arithmetic for each element"
+_OWN = "the operator itself; its rounding is each runtime's own unless the standard fixes it"
 _FUNCTION = "last bits of float sums and functions are each runtime's own"
 
 
@@ -100,13 +103,43 @@ def _write(w: Writer, node: Node) -> None:
         once = node.op in ROUNDED_ONCE
         why = _ONCE if once else _MOVES if node.op in EXACT_FLOATS else _FUNCTION
         _define(w, node, FLOATS[node.op](w, node), once or node.op in EXACT_FLOATS, why)
+    elif node.op.startswith(("onnx::", "com.microsoft::")):
+        _define(w, node, _as_it_is(w, node), node.op in EXACT_ONNX, _OWN)
     else:
         raise UnsupportedError(f"{node.op} of {', '.join(map(str, kinds[:2]))}")
+
+
+def _as_it_is(w: Writer, node: Node) -> Sequence[str]:
+    """Write an operator of ONNX under its own name."""
+    domain, _, op = node.op.partition("::")
+    schema = schema_of(op, "", OPSET) if domain == "onnx" else None
+    unknown = schema is not None and not set(node.attributes) <= schema.attributes
+    if (domain == "onnx" and schema is None) or unknown:
+        raise UnsupportedError(f"{op} as opset {OPSET} has it")
+    attributes = {key: _plain(value) for key, value in node.attributes.items()}
+    inputs = [w.operand(value) for value in node.inputs]
+    where = "" if domain == "onnx" else domain
+    return w.add_all(op, inputs, len(node.outputs), domain=where, **attributes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DType):
+        return code_of(value)
+    return int(value) if isinstance(value, bool) else value
 
 
 def _define(w: Writer, node: Node, names: str | Sequence[str], exact: bool, why: str) -> None:
     w.define(node, [names] if isinstance(names, str) else names, exact=exact, why=why)
 
 
+# Operators whose results the standard fixes to the last bit.
+EXACT_ONNX = frozenset(
+    f"onnx::{name}"
+    for name in (
+        *("ConvInteger", "DequantizeLinear", "MatMulInteger", "MaxPool", "QuantizeLinear"),
+        *("Mod", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "IsNaN"),
+        *("IsInf", "OneHot", "GatherND", "ReverseSequence", "MatMul", "Hardmax"),
+    )
+)
 # Operations that make or take quantized values without one among their types.
 _ALWAYS = ("observer::fake_quantize", "aten::dequantize")
