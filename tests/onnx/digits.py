@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +66,8 @@ def images() -> dict[str, Any]:
 
 def quantized(way: Way, folder: Path) -> Path:
     """Quantize a network with onnxruntime; return the file."""
-    source = DATA / f"digits_{way.network}.onnx"
+    # A copy: onnxruntime writes beside the file it quantizes.
+    source = Path(shutil.copy(DATA / f"digits_{way.network}.onnx", folder))
     made = folder / f"{way}.onnx"
     activations, weights = TYPES[way.types]
     logging.getLogger().setLevel(logging.ERROR)  # it advises to preprocess

@@ -21,7 +21,9 @@ def session(model: Any, *, optimised: bool = False) -> Any:
 
 
 def run(model: Any, *inputs: Any, optimised: bool = False) -> Any:
-    """Return the outputs of a model."""
+    """Return the outputs of a model, fed in order or by a dict of names."""
     opened = session(model, optimised=optimised)
+    if len(inputs) == 1 and isinstance(inputs[0], dict):
+        return opened.run(None, inputs[0])
     names = [x.name for x in opened.get_inputs()]
     return opened.run(None, dict(zip(names, inputs, strict=True)))
