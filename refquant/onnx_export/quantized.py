@@ -131,7 +131,7 @@ def _linear(relu: bool) -> WriteQuantized:
         low = int(node.attributes["zero_point"]) if relu else 0  # type: ignore[arg-type]
         integers = _Integers(w, x, weight, bias, stage, way, node.outputs[0].type, low)
         columns = np.ascontiguousarray(integers.weight.T)
-        return integers.write("QGemm", "MatMulInteger", w.operand(x), columns, {}, ())
+        return integers.write("QLinearMatMul", "MatMulInteger", w.operand(x), columns, {}, ())
 
     return written
 
@@ -196,8 +196,6 @@ class _Integers:
         self.sums = Sums(stage, constants, Rounding(out_scale, out_zero, low), *ends)
         # Pairs of products that a machine adds in 16 bits: exact where none can be too large.
         self.saturates = way is not Way.EXACT and may_saturate(self.weight, way)
-        # QGemm takes matrices; for more dimensions there is no operator with a bias.
-        self.flat = x.type.rank == 2
 
     def write(
         self,
@@ -212,13 +210,15 @@ class _Integers:
         w, sums = self.w, self.sums
         form = linear(sums, self.unit, self.bias)
         fits = np.abs(form.bias.astype(np.int64)).max(initial=0) < 2**30
-        if rounded == "QGemm" and not self.flat:
-            rounded, fits = "QLinearMatMul", fits and not np.any(form.bias)
+        if rounded == "QLinearMatMul":  # which has no bias
+            fits = not np.any(form.bias)
         if fits and is_same(lambda total: form.finish(total, sums.rounding), sums):
             name = self._rounded(rounded, form, x, weight, how)
             return self._promise(self._limited(name))
         chain = spelled(sums)
         if chain is None:
+            if rounded == "QLinearMatMul" and np.any(form.bias):
+                raise UnsupportedError("no form in ONNX is near the engine's rounding")
             name = self._limited(self._rounded(rounded, form, x, weight, how))
             return name, False, "no form in ONNX has the engine's rounding for every sum"
         total = w.add(plain, x, w.constant(weight, "weight"), *self._zeros(), **how)
@@ -251,8 +251,6 @@ class _Integers:
         ]
         bias = w.constant(form.bias, "bias") if np.any(form.bias) else ""
         result = w.qparams(self.result)
-        if op == "QGemm":
-            return w.add(op, *own, *theirs, bias, *result, domain=MICROSOFT)
         if op == "QLinearMatMul":
             return w.add(op, *own, *theirs, *result)
         return w.add(op, *own, *theirs, *result, bias, **how)
