@@ -160,7 +160,11 @@ def prepared(graph: Graph, target: Target, sizes: Sizes) -> Plan:
     _bind(graph, tasks)
     constants = {name: graph.parameter(name) for name in builder.constants}
     # Plain arrays can be changed in place; packed weights cannot.
-    plain_ones = [name for name, data in constants.items() if isinstance(data, np.ndarray)]
+    plain_ones = [
+        name
+        for name, data in constants.items()
+        if isinstance(data, np.ndarray) and not getattr(data, "frozen", False)
+    ]
     contents = {name: _bytes_of(graph, name) for name in plain_ones}
     return Plan(tuple(graph.nodes), _steps(graph, tasks), dict(sizes), constants, contents)
 

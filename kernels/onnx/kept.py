@@ -31,6 +31,7 @@ class KeptArray(np.ndarray[Any, np.dtype[Any]]):
     """
 
     made: dict[Any, Any]
+    frozen = True  # a plan need not look whether it changed
 
     def __array_finalize__(self, _source: Any) -> None:
         """Begin without forms."""
