@@ -184,14 +184,15 @@ def prepare(
     """Bind onnxruntime's layer from uint8 to uint8 where all but the input is constant."""
     x, *constants = operands
     w, b = operands[3], operands[8] if len(operands) > 8 else None
-    known = [c for c in constants if isinstance(c, np.ndarray)]
     if target.engine is not Engine.ORT or not isinstance(x, TensorType) or x.dtype != uint8:
         return None
-    if len(known) < len(constants) - constants.count(None) or not isinstance(w, np.ndarray):
+    if not all(c is None or isinstance(c, np.ndarray) for c in constants):
         return None
+    assert isinstance(w, np.ndarray)
     numbers = tuple(np.asarray(operands[i]) for i in (1, 2, 4, 5, 6, 7))
-    if numbers[5].dtype != np.uint8 or isinstance(b, TensorType | QTensor):
+    if numbers[5].dtype != np.uint8:
         return None
+    assert not isinstance(b, TensorType | QTensor)
     names = ("auto_pad", "dilations", "group", "pads", "strides")
     defaults = {"auto_pad": "NOTSET", "group": 1}
     how = tuple(attributes.get(name, defaults.get(name)) for name in names)
