@@ -129,7 +129,17 @@ def kernel_ort(
     numbers = (x_scale, x_zero_point, w_scale, w_zero_point, y_scale, y_zero_point)
     values, _ = unsigned(x, 0)
     key = (
-        *("layer", x.shape, x.dtype, auto_pad, dilations, group, pads, strides),
+        *(
+            "layer",
+            x.shape,
+            x.dtype,
+            np.asarray(y_zero_point).dtype,
+            auto_pad,
+            dilations,
+            group,
+            pads,
+            strides,
+        ),
         *(n.tobytes() for n in numbers),
         None if b is None else b.tobytes(),
     )
@@ -140,7 +150,6 @@ def kernel_ort(
         return None if made is None else made.bind((None,), None)
 
     run = form(w, key, make)
-    zero = np.asarray(y_zero_point)
     if run is not None:
         return rescale.as_result(run(values), zero.dtype)
     how = geometry(_OP, x.shape[2:], w.shape[2:], auto_pad, dilations, pads, strides)
