@@ -128,18 +128,9 @@ def kernel_ort(
     """Compute onnxruntime's :func:`reference` in the registers of the compiled tile."""
     numbers = (x_scale, x_zero_point, w_scale, w_zero_point, y_scale, y_zero_point)
     values, _ = unsigned(x, 0)
+    zero = np.asarray(y_zero_point)
     key = (
-        *(
-            "layer",
-            x.shape,
-            x.dtype,
-            np.asarray(y_zero_point).dtype,
-            auto_pad,
-            dilations,
-            group,
-            pads,
-            strides,
-        ),
+        *("layer", x.shape, x.dtype, zero.dtype, auto_pad, dilations, group, pads, strides),
         *(n.tobytes() for n in numbers),
         None if b is None else b.tobytes(),
     )

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
 
 from onnx import helper, numpy_helper
-from oracle import session
+from onnx_oracle import session
 
 from refquant.importers.builder import Builder
 from refquant.ir.graph import Graph, Origin
