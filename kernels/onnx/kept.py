@@ -72,7 +72,7 @@ def signed(weight: Array, zero_point: Array) -> tuple[Array, Array]:
     Examples
     --------
     >>> signed(np.uint8([0, 130]), np.uint8(128))
-    (array([-128,    2], dtype=int8), array(0))
+    (array([-128,    2], dtype=int8), np.int64(0))
     """
     zero = np.asarray(zero_point).astype(np.int64)
     if weight.dtype == np.int8:
