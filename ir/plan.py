@@ -56,14 +56,13 @@ class Plan(NamedTuple):
             and all(map(is_, old, new))
             and (self.sizes is None or self.sizes == sizes)
             and all(map(is_, self.constants.values(), map(graph.parameters.get, self.constants)))
-            and all(_bytes_of(graph, name) == known for name, known in self.contents.items())
+            and self._holds(graph.parameters)
         )
 
-
-def _bytes_of(graph: Graph, name: str) -> bytes:
-    data = graph.parameter(name)
-    assert isinstance(data, np.ndarray)
-    return data.tobytes()
+    def _holds(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the plain constants hold what they held."""
+        contents = self.contents.items()
+        return all(parameters[name].tobytes() == known for name, known in contents)
 
 
 def bound_attribute(attribute: Any, sizes: Sizes) -> Any:
@@ -160,8 +159,12 @@ def prepared(graph: Graph, target: Target, sizes: Sizes) -> Plan:
     _bind(graph, tasks)
     constants = {name: graph.parameter(name) for name in builder.constants}
     # Plain arrays can be changed in place; packed weights cannot.
-    plain_ones = [name for name, data in constants.items() if isinstance(data, np.ndarray)]
-    contents = {name: _bytes_of(graph, name) for name in plain_ones}
+    plain_ones = [
+        name
+        for name, data in constants.items()
+        if isinstance(data, np.ndarray) and not getattr(data, "frozen", False)
+    ]
+    contents = {name: np.asarray(constants[name]).tobytes() for name in plain_ones}
     return Plan(tuple(graph.nodes), _steps(graph, tasks), dict(sizes), constants, contents)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from refquant.ir.qtensor import QTensor, Tensor
+from refquant.ir.qtensor import Tensor
 from refquant.ir.target import Target
 from refquant.ir.types import TensorType
 
@@ -44,13 +44,13 @@ class Place(NamedTuple):
         The channels-last map with its margins, and some bytes more that may be read.
     margins : Margins or None
         What lies around the value in it.
-    tensor : QTensor
+    tensor : QTensor or array
         The value, a view.
     """
 
     memory: Bytes
     margins: Margins | None
-    tensor: QTensor
+    tensor: Tensor
 
 
 class Prepared(Protocol):

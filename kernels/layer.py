@@ -125,17 +125,20 @@ class Layer:
     def _result_shape(self) -> _Shape:
         return _Shape(self.source.images, self.weight.sums.size, self.window.out)
 
-    def _tensor(self, rows: Array) -> QTensor:
+    @property
+    def _last(self) -> Rounding:
+        """The rounding of the result."""
+        return self.rounding if self.sum is None else self.sum.rounding
+
+    def _tensor(self, rows: Array) -> Any:
         """Return (N, ..., C) as the result."""
-        rounding = self.rounding if self.sum is None else self.sum.rounding
+        rounding = self._last
         y = rows.transpose(self._to_result) if self.window.out else rows.reshape(self._sizes)
         return QTensor(y, rounding.scale, rounding.zero_point)
 
     # ---- binding
 
-    def bind(
-        self, operands: tuple[Place | None, ...], result: Place | None
-    ) -> Callable[..., QTensor]:
+    def bind(self, operands: tuple[Place | None, ...], result: Place | None) -> Callable[..., Any]:
         """Return the function of the run."""
         whole = self._result_shape().map(None if result is None else result.margins)
         read, walk = self._in_place(operands[0], whole) or self._reader(whole)
@@ -147,9 +150,9 @@ class Layer:
         y = result.memory[:size]
         borders = self._borders(y, whole)
         tensor = result.tensor
-        zero_point = int(tensor.zero_point)
+        zero_point = int(self._last.zero_point)
 
-        def placed(x: QTensor, *others: QTensor) -> QTensor:
+        def placed(x: QTensor, *others: QTensor) -> Any:
             run(read(x), y, None if add is None else add(*others))
             for border in borders:
                 border.fill(zero_point)
@@ -163,12 +166,12 @@ class Layer:
         run: Callable[..., None],
         add: Callable[..., Other] | None,
         size: int,
-    ) -> Callable[..., QTensor]:
+    ) -> Callable[..., Any]:
         """Return a function whose result is new."""
         shape = self._result_shape()
         rows = (shape.images, *shape.spatial, shape.channels)
 
-        def fresh(x: QTensor, *others: QTensor) -> QTensor:
+        def fresh(x: QTensor, *others: QTensor) -> Any:
             y = np.empty(size + SLACK, np.uint8)[:size]  # a sum may read past it
             run(read(x), y, None if add is None else add(*others))
             return self._tensor(y.reshape(rows))
@@ -239,9 +242,13 @@ class Layer:
         return lambda x: convolve.placed(self._rows(x), zero_point, how, shape), walk
 
     def _rows(self, x: QTensor) -> Array:
+        integers = self._integers(x)
         if self.window.out:
-            return channels_side_by_side(x.int_repr)
-        return x.int_repr.reshape(self.source.images, self.source.channels)
+            return channels_side_by_side(integers)
+        return integers.reshape(self.source.images, self.source.channels)
+
+    def _integers(self, x: Any) -> Array:
+        return np.asarray(x.int_repr)
 
     def _adder(self, operand: Place | None) -> Callable[[QTensor], Other]:
         """Return what finds the other operand of the sum."""

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.qtensor import QTensor
 from refquant.ir.types import Shape, TensorType, format_shape
 from refquant.kernels import checks
 from refquant.kernels.multiply import matrix_product
@@ -67,11 +66,6 @@ def packed_matrix(b: Array, b_zero: Array, b_scale: Any = 1.0) -> PackedWeight:
 def rows_of(a: Array, a_zero: Array) -> tuple[Array, int]:
     """Return the first operand as rows of uint8, and their zero point."""
     return unsigned(np.ascontiguousarray(a).reshape(-1, a.shape[-1]), int(a_zero))
-
-
-def with_parameters(rows: Array, scale: float, zero_point: int) -> QTensor:
-    """Return rows of uint8 with the parameters that constants of the tiles depend on."""
-    return QTensor(rows, scale, zero_point)
 
 
 def tiled(rows: Array, weight: PackedWeight, lanes: Lanes, form: str, dtype: Any) -> Array:

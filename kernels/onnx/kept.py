@@ -31,6 +31,7 @@ class KeptArray(np.ndarray[Any, np.dtype[Any]]):
     """
 
     made: dict[Any, Any]
+    frozen = True  # a plan need not look whether it changed
 
     def __array_finalize__(self, _source: Any) -> None:
         """Begin without forms."""
@@ -71,7 +72,7 @@ def signed(weight: Array, zero_point: Array) -> tuple[Array, Array]:
     Examples
     --------
     >>> signed(np.uint8([0, 130]), np.uint8(128))
-    (array([-128,    2], dtype=int8), array(0))
+    (array([-128,    2], dtype=int8), np.int64(0))
     """
     zero = np.asarray(zero_point).astype(np.int64)
     if weight.dtype == np.int8:

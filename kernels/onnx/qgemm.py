@@ -13,10 +13,10 @@ from refquant.ir.types import TensorType, float32, format_shape, int32
 from refquant.kernels import checks
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import operands, rescale
-from refquant.kernels.onnx.kept import KeptArray, form, pack
+from refquant.kernels.onnx.kept import KeptArray, form, pack, unsigned
 from refquant.kernels.onnx.literals import f32, i8, i32, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, limits_of, scale_of, single
-from refquant.kernels.onnx.qlinear_matmul import requantized
+from refquant.kernels.onnx.qlinear_matmul import bound
 
 Array = npt.NDArray[Any]
 _OP = "com.microsoft::QGemm"
@@ -130,20 +130,17 @@ def kernel(
     left = np.ascontiguousarray(a.T) if transA else a
     right = form(b, "transposed", lambda: _transposed(b)) if transB else b
     _check_depth(left)
+    fits = c is None or (c.ndim < 2 and c.size in (1, right.shape[1]))
+    if y_scale is not None and y_zero_point is not None and fits:
+        bias = None if c is None else np.array(np.broadcast_to(c, right.shape[1:]))
+        first = np.asarray(np.float32(alpha) * scale_of(a_scale))
+        numbers = (first, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point)
+        run = bound(left, right, bias, *numbers)
+        if run is not None:
+            dtype = np.asarray(y_zero_point).dtype
+            return rescale.as_result(run(unsigned(left, 0)[0]), dtype)
     rows, columns = product.row_zero(a_zero_point, left), product.column_zero(b_zero_point)
     unit = _unit(a_scale, b_scale, alpha)
-    tiled = product.is_tiled(left, rows, right) and (c is None or c.size in (1, right.shape[1]))
-    tiled = tiled and (c is None or c.ndim < 2)
-    if y_scale is not None and y_zero_point is not None and tiled:
-        first = np.float32(alpha) * scale_of(a_scale)
-        m = rescale.multiplier(first, b_scale, scale_of(y_scale))
-        if rescale.fits_tiles(m):
-            bias = None if c is None else np.array(np.broadcast_to(c, right.shape[1:]))
-            zero = np.asarray(y_zero_point)
-            return requantized(
-                *(left, first, rows, right, b_scale, columns, bias),
-                *(y_scale, single(zero), zero.dtype),
-            )
     total = product.fast_sums(left, rows, right, columns)
     if y_scale is None or y_zero_point is None:
         return _finished(total, c, unit, None, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,15 +50,28 @@ def terms(
     c_zero_point: Array | None,
 ) -> Terms:
     """Return the constants in float32, and the operands in the order they are added."""
-    sc = scale_of(c_scale)
+    first = a, scale_of(a_scale), single(a_zero_point)
+    second = b, scale_of(b_scale), single(b_zero_point)
+    if is_spread(a.shape, b.shape):
+        first, second = second, first
+    rx, ry, fixed = _constants(*first[1:], *second[1:], scale_of(c_scale), single(c_zero_point))
+    return Terms(first[0], rx, second[0], ry, fixed)
+
+
+@lru_cache(maxsize=1024)
+def _constants(
+    first_scale: np.float32,
+    first_zero: int,
+    second_scale: np.float32,
+    second_zero: int,
+    scale: np.float32,
+    zero: int,
+) -> tuple[np.float32, np.float32, np.float32]:
+    """Return both ratios and the fixed part."""
     with np.errstate(all="ignore"):
-        first = a, scale_of(a_scale) / sc, np.float32(single(a_zero_point))
-        second = b, scale_of(b_scale) / sc, np.float32(single(b_zero_point))
-        if is_spread(a.shape, b.shape):
-            first, second = second, first
-        offset = fma_of_arrays(first[1], first[2], second[1] * second[2])
-        fixed = np.float32(np.float32(single(c_zero_point)) - offset)
-    return Terms(*first[:2], *second[:2], fixed)
+        rx, ry = np.float32(first_scale / scale), np.float32(second_scale / scale)
+        offset = fma_of_arrays(rx, np.float32(first_zero), ry * np.float32(second_zero))
+        return rx, ry, np.float32(np.float32(zero) - offset)
 
 
 def is_spread(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

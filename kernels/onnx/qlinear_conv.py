@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -10,15 +11,16 @@ import numpy.typing as npt
 
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
+from refquant.ir.prepared import Operand
 from refquant.ir.qtensor import QTensor
 from refquant.ir.target import Engine, Target
-from refquant.ir.types import TensorType, float32, format_shape, int32
-from refquant.kernels.convolve import convolve
+from refquant.ir.types import TensorType, float32, format_shape, int32, uint8
 from refquant.kernels.onnx import integer_conv, operands, rescale
 from refquant.kernels.onnx.conv_geometry import Geometry, geometry
-from refquant.kernels.onnx.kept import pack, unsigned
+from refquant.kernels.onnx.kept import form, pack, unsigned
 from refquant.kernels.onnx.literals import i8, i32, u8
 from refquant.kernels.onnx.operands import BYTES, ONNX, dtype_in, limits_of, scale_of, single
+from refquant.kernels.onnx.plain_layer import PlainLayer, plain_layer
 
 Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
@@ -124,18 +126,77 @@ def kernel_ort(
     strides: Ints | None = None,
 ) -> Array:
     """Compute onnxruntime's :func:`reference` in the registers of the compiled tile."""
+    numbers = (x_scale, x_zero_point, w_scale, w_zero_point, y_scale, y_zero_point)
+    values, _ = unsigned(x, 0)
+    zero = np.asarray(y_zero_point)
+    key = (
+        *("layer", x.shape, x.dtype, zero.dtype, auto_pad, dilations, group, pads, strides),
+        *(n.tobytes() for n in numbers),
+        None if b is None else b.tobytes(),
+    )
+
+    def make() -> Callable[[Array], Array] | None:
+        attributes = auto_pad, dilations, group, pads, strides
+        made = _layer(x.shape, x.dtype, w, b, numbers, attributes, _ORT)
+        return None if made is None else made.bind((None,), None)
+
+    run = form(w, key, make)
+    if run is not None:
+        return rescale.as_result(run(values), zero.dtype)
     how = geometry(_OP, x.shape[2:], w.shape[2:], auto_pad, dilations, pads, strides)
     m = rescale.multiplier(scale_of(x_scale), w_scale, scale_of(y_scale))
-    zero = np.asarray(y_zero_point)
-    if prod((x.shape[0], w.shape[0], *how.out)) == 0 or not rescale.fits_tiles(m):
-        return _in_two_steps(x, x_zero_point, w, w_zero_point, b, m, zero, how, group, "clamped")
-    weight = integer_conv.packed_weight(w, w_zero_point, w_scale, x.shape[1], how, group)
-    values, x_zero = unsigned(x, single(x_zero_point))
-    q = QTensor(values, float(scale_of(x_scale)), x_zero)
-    rounding = rescale.rounding(scale_of(y_scale), single(zero), zero.dtype)
-    return rescale.as_result(
-        convolve(q, weight, b, how.window, rounding, rescale.STAGE), zero.dtype
-    )
+    return _in_two_steps(x, x_zero_point, w, w_zero_point, b, m, zero, how, group, "clamped")
+
+
+_ORT = Target(Engine.ORT)
+
+
+def _layer(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    w: Array,
+    b: Array | None,
+    numbers: tuple[Array, ...],
+    attributes: tuple[Any, ...],
+    target: Target,
+) -> PlainLayer | None:
+    """Bind onnxruntime's layer for an input moved to uint8; None if the tiles do not do it."""
+    x_scale, x_zero_point, w_scale, w_zero_point, y_scale, y_zero_point = map(np.asarray, numbers)
+    auto_pad, dilations, group, pads, strides = attributes
+    how = geometry(_OP, shape[2:], w.shape[2:], auto_pad, dilations, pads, strides)
+    m = rescale.multiplier(scale_of(x_scale), w_scale, scale_of(y_scale))
+    out = (shape[0], w.shape[0], *how.out)
+    if prod(out) == 0 or w.size == 0 or not rescale.fits_tiles(m):
+        return None
+    weight = integer_conv.packed_weight(w, w_zero_point, w_scale, shape[1], how, group)
+    x_zero = single(x_zero_point) + (128 if dtype == np.int8 else 0)
+    rounding = rescale.rounding(scale_of(y_scale), single(y_zero_point), y_zero_point.dtype)
+    source = shape, float(scale_of(x_scale)), x_zero
+    return plain_layer(*source, weight, b, how.window, rounding, out, target)
+
+
+def prepare(
+    operands: tuple[Operand, ...],
+    attributes: Mapping[str, Any],
+    _result: TensorType,
+    target: Target,
+) -> PlainLayer | None:
+    """Bind onnxruntime's layer from uint8 to uint8 where all but the input is constant."""
+    x, *constants = operands
+    w, b = operands[3], operands[8] if len(operands) > 8 else None
+    if target.engine is not Engine.ORT or not isinstance(x, TensorType) or x.dtype != uint8:
+        return None
+    if not all(c is None or isinstance(c, np.ndarray) for c in constants):
+        return None
+    assert isinstance(w, np.ndarray)
+    numbers = tuple(np.asarray(operands[i]) for i in (1, 2, 4, 5, 6, 7))
+    if numbers[5].dtype != np.uint8:
+        return None
+    assert not isinstance(b, TensorType | QTensor)
+    names = ("auto_pad", "dilations", "group", "pads", "strides")
+    defaults = {"auto_pad": "NOTSET", "group": 1}
+    how = tuple(attributes.get(name, defaults.get(name)) for name in names)
+    return _layer(x.sizes, np.dtype(np.uint8), w, b, numbers, how, target)
 
 
 def kernel_onnx(
@@ -252,6 +313,7 @@ OPS = (
         kernels={Engine.ONNX: kernel_onnx, Engine.ORT: kernel_ort},
         pack=pack,
         weight=3,
+        prepare=prepare,
         source=(
             "onnx/onnx/onnx/reference/ops/op_qlinear_conv.py::QLinearConv",
             "microsoft/onnxruntime/onnxruntime/core/providers/cpu/quantization/"

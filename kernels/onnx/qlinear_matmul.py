@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,9 @@ from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, dtype_of
-from refquant.kernels.multiply import matrix_product
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import rescale
-from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.kept import KeptArray, form, pack, unsigned
 from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import (
     BYTES,
@@ -26,6 +26,7 @@ from refquant.kernels.onnx.operands import (
     same_dtype,
     single,
 )
+from refquant.kernels.onnx.plain_layer import plain_layer
 from refquant.kernels.onnx.quantize_linear import FLOAT8
 
 Array = npt.NDArray[Any]
@@ -119,11 +120,13 @@ def kernel_ort(
     y_zero_point: Array,
 ) -> Array:
     """Compute onnxruntime's :func:`reference` with the compiled tile."""
+    numbers = (a_scale, a_zero_point, b_scale, b_zero_point, y_scale, y_zero_point)
+    dtype, zero = np.asarray(y_zero_point).dtype, single(y_zero_point)
+    run = bound(a, b, None, *numbers)
+    if run is not None:
+        return rescale.as_result(run(unsigned(a, 0)[0]), dtype)
     rows, columns = product.row_zero(a_zero_point, a), product.column_zero(b_zero_point)
     m = _multiplier(a, a_scale, b_scale, y_scale)
-    dtype, zero = np.asarray(y_zero_point).dtype, single(y_zero_point)
-    if product.is_tiled(a, rows, b) and np.size(a_scale) == 1 and rescale.fits_tiles(m):
-        return requantized(a, a_scale, rows, b, b_scale, columns, None, y_scale, zero, dtype)
     total = product.fast_sums(a, rows, b, columns)
     y = np.empty(total.shape, dtype)
     if m.ndim > 1 or total.ndim < 2:
@@ -134,27 +137,51 @@ def kernel_ort(
     return y
 
 
-def requantized(
+def bound(
+    a: Array, b: Array, bias: Array | None, *numbers: Array
+) -> Callable[[Array], Array] | None:
+    """Return the layer of a constant matrix, which it keeps; None if the tiles do not do it.
+
+    The numbers are scale and zero point of both matrices and of the result.
+    """
+    if not isinstance(b, KeptArray):
+        return None
+    arrays = [np.asarray(n) for n in numbers]
+    key = (
+        *("layer", a.shape, a.dtype, arrays[5].dtype, *(n.tobytes() for n in arrays)),
+        None if bias is None else bias.tobytes(),
+    )
+    found: Callable[[Array], Array] | None = form(b, key, lambda: _layer(a, b, bias, *arrays))
+    return found
+
+
+def _layer(
     a: Array,
-    a_scale: Any,
-    a_zero: Array,
     b: Array,
-    b_scale: Any,
-    b_zero: Array,
     bias: Array | None,
-    y_scale: Any,
-    y_zero: int,
-    dtype: np.dtype[Any],
-) -> Array:
-    """Multiply by a constant matrix and requantise in registers."""
-    weight = product.packed_matrix(b, b_zero, b_scale)
-    rows, zero = product.rows_of(a, a_zero)
-    rounding = rescale.rounding(np.asarray(y_scale).reshape(()), y_zero, dtype)
-    x = product.with_parameters(rows, float(np.asarray(a_scale).reshape(())), zero)
-    lanes = weight.lanes(rescale.STAGE.constants, x, rounding.scale, bias)
-    y = np.empty((len(rows), weight.sums.size), np.uint8)
-    matrix_product(rows, weight, lanes, rescale.STAGE.form, rounding.whole, y)
-    return rescale.as_result(y, dtype).reshape(*a.shape[:-1], -1)
+    a_scale: Array,
+    a_zero_point: Array,
+    b_scale: Array,
+    b_zero_point: Array,
+    y_scale: Array,
+    y_zero_point: Array,
+) -> Callable[[Array], Array] | None:
+    rows, columns = product.row_zero(a_zero_point, a), product.column_zero(b_zero_point)
+    if not product.is_tiled(a, rows, b) or a_scale.size != 1:
+        return None
+    m = _multiplier(a, a_scale, b_scale, y_scale)
+    if not rescale.fits_tiles(m):
+        return None
+    weight = product.packed_matrix(b, columns, b_scale)
+    rounding = rescale.rounding(y_scale.reshape(()), single(y_zero_point), y_zero_point.dtype)
+    zero = int(rows) + (128 if a.dtype == np.int8 else 0)
+    source = a.shape, float(a_scale.reshape(())), zero
+    out = (*a.shape[:-1], b.shape[1])
+    made = plain_layer(*source, weight, bias, None, rounding, out, _ORT)
+    return None if made is None else made.bind((None,), None)
+
+
+_ORT = Target(Engine.ORT)
 
 
 def kernel_onnx(

@@ -117,7 +117,7 @@ def reference_sigmoid(
     Examples
     --------
     >>> reference_sigmoid(np.uint8([3, 9]), np.float32(1), np.uint8(3), np.float32(0.01))
-    array([50, 100], dtype=uint8)
+    array([ 50, 100], dtype=uint8)
     """
     entries = table(logistic, x_scale, x_zero_point, y_scale, y_zero_point, x.dtype)
     return entries[x.view(np.uint8)]

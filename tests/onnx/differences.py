@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from onnx import TensorProto
-from oracle import run_ort, run_reference
+from onnx_oracle import run_ort, run_reference
 
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import QTensor

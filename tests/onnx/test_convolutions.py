@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
 
 from onnx import TensorProto
-from oracle import run_ort, run_reference
+from onnx_oracle import run_ort, run_reference
 
 from refquant.ir.op import OPS
 from refquant.ir.qtensor import type_of

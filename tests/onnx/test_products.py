@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
 
 from onnx import TensorProto
-from oracle import run_ort, run_reference
+from onnx_oracle import run_ort, run_reference
 
 from refquant.ir.op import OPS
 from refquant.ir.target import Target
@@ -215,3 +215,22 @@ def test_dynamic_quantize_linear() -> None:
                 found = op.bind(target, fast=fast)(x)
                 for part, other in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(part, other)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "each"),
+    [
+        ((2, 5, 7), (7, 3), ()),
+        ((2, 5, 7), (2, 7, 3), (2, 1, 3)),
+        ((2, 1, 5, 7), (3, 7, 4), ()),
+        ((7,), (7, 3), (3,)),
+        ((3, 7), (7, 3), (3,)),
+    ],
+)
+def test_qlinear_matmul_of_any_rank(a: Any, b: Any, each: Any) -> None:
+    sb = RNG.uniform(0.01, 0.02, each).astype(F)
+    zb = some(np.uint8, *each)
+    x, w = some(np.uint8, *a), some(np.uint8, *b)
+    o = (x, F(0.02), np.uint8(7), w, sb, zb, F(0.3), np.uint8(9))
+    y = run_ort("onnx::QLinearMatMul", o, {}, (TensorProto.UINT8,))
+    np.testing.assert_array_equal(ours("onnx::QLinearMatMul", o, {}), y)
