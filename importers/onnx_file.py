@@ -90,6 +90,7 @@ class OnnxGraph:
     outputs: tuple[Declared, ...]
     nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, Array]
+    proto: Any = field(default=None, compare=False, repr=False)  # as it was read
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class _Reader:
             tuple(map(_declared, proto.output)),
             tuple(map(self.node, proto.node)),
             constants,
+            proto,
         )
 
     def node(self, proto: onnx.NodeProto) -> OnnxNode:
@@ -442,10 +444,15 @@ def may_have_body(op: str, domain: str, opset: int) -> bool:
 
 
 def _node_proto(node: OnnxNode) -> onnx.NodeProto:
+    def proto(value: Any) -> Any:
+        if isinstance(value, OnnxGraph):
+            return value.proto
+        return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+
     attributes = {
-        name: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        name: proto(value)
         for name, value in node.attributes.items()
-        if value is not None and not isinstance(value, OnnxGraph | Declared)
+        if value is not None and not isinstance(value, Declared)
     }
     return helper.make_node(
         node.op, node.inputs, node.outputs, node.name, domain=node.domain, **attributes
