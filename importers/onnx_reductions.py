@@ -12,7 +12,7 @@ import numpy as np
 from refquant.importers.onnx_builder import DataDependentError, Known, OnnxBuilder, Operand, Rule
 from refquant.importers.onnx_elementwise import alike
 from refquant.ir.errors import VerifyError
-from refquant.ir.types import DType, Size, bool_, float32, float64
+from refquant.ir.types import DType, Size, bfloat16, bool_, float32, float64
 
 Axes = tuple[int, ...]
 
@@ -54,6 +54,8 @@ def _lengths(x: Known, axes: Axes) -> list[Size]:
 def _sum(b: OnnxBuilder, x: Known, axes: Axes) -> Known:
     if not axes:
         return x
+    if x.type.dtype == bfloat16:
+        return b.emit("onnx::ReduceSum", x, axes=axes, keepdims=_keeps(b))
     return b.cast(b.emit("aten::sum", x, dim=axes, keepdim=_keeps(b)), x.type.dtype)
 
 
