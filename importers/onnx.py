@@ -33,7 +33,7 @@ from refquant.importers.onnx_file import (
     schema_of,
 )
 from refquant.importers.onnx_rules import REFUSED, REFUSED_DOMAINS, RULES
-from refquant.importers.onnx_symbolic import SYMBOLIC
+from refquant.importers.onnx_symbolic import SYMBOLIC, is_arithmetic_of_lengths
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Origin, Value
 from refquant.ir.qtensor import QTensor, type_of
@@ -232,9 +232,8 @@ class _Import:
         key = node.qualified
         if function is not None:
             return self.call(function, node, operands)
-        symbolic = [x for x in operands if isinstance(x, Constant) and x.is_symbolic]
         b.node, b.version = node, schema.since if schema else 1
-        if key in SYMBOLIC and symbolic and all(isinstance(x, Constant) for x in operands):
+        if is_arithmetic_of_lengths(key, operands):
             arrays = [x.data for x in operands if isinstance(x, Constant)]
             found = SYMBOLIC[key](b, *arrays)
             return [Constant(node.label, vector_like(found))]

@@ -72,6 +72,8 @@ def _scanned(b: OnnxBuilder, operands: Sequence[Operand]) -> list[Operand]:
     """Return the results for one batch; opset 8 calls the directions by another name."""
     body = b.get("body")
     scanned = b.get("num_scan_inputs")
+    if not 1 <= scanned <= len(operands):
+        raise VerifyError(f"num_scan_inputs {scanned} of {len(operands)} operands")
     carried = len(operands) - scanned
     inputs = operands[carried:]
     outputs = len(body.outputs) - carried

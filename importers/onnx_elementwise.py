@@ -111,6 +111,11 @@ def _bit_cast(b: OnnxBuilder, x: Known) -> Known:
     return b.emit("onnx::BitCast", x, to=element_type(b.get("to"), "the result"))
 
 
+def _binarized(b: OnnxBuilder, x: Known) -> Known:
+    threshold = alike(b, b.get("threshold", 0.0), x)
+    return b.cast(b.emit("aten::gt", x, threshold), x.type.dtype)
+
+
 # ---- activations
 
 
@@ -243,4 +248,5 @@ ELEMENTWISE: dict[str, Rule] = {
     "Tanh": _tanh,
     "ThresholdedRelu": _thresholded,
     "Xor": same("aten::logical_xor"),
+    "ai.onnx.ml.Binarizer": _binarized,
 }

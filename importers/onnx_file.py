@@ -69,8 +69,6 @@ class OnnxNode:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     overload: str = ""
-    # The message itself, which the standard's functions of operators are made from.
-    proto: Any = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> str:
@@ -92,6 +90,7 @@ class OnnxGraph:
     outputs: tuple[Declared, ...]
     nodes: tuple[OnnxNode, ...]
     constants: Mapping[str, Array]
+    proto: Any = field(default=None, compare=False, repr=False)  # as it was read
 
 
 @dataclass(frozen=True)
@@ -197,6 +196,7 @@ class _Reader:
             tuple(map(_declared, proto.output)),
             tuple(map(self.node, proto.node)),
             constants,
+            proto,
         )
 
     def node(self, proto: onnx.NodeProto) -> OnnxNode:
@@ -207,7 +207,7 @@ class _Reader:
             raise type(error)(f"node {name} ({proto.op_type}): {error}") from None
         names = tuple(proto.input), tuple(proto.output)
         return OnnxNode(
-            proto.op_type, proto.domain, proto.name, *names, attributes, proto.overload, proto
+            proto.op_type, proto.domain, proto.name, *names, attributes, proto.overload
         )
 
     def attribute(self, proto: onnx.AttributeProto) -> Any:
@@ -446,12 +446,13 @@ def may_have_body(op: str, domain: str, opset: int) -> bool:
 
 
 def _node_proto(node: OnnxNode) -> onnx.NodeProto:
-    if not any(attribute.ref_attr_name for attribute in node.proto.attribute):
-        return node.proto
-    if any(isinstance(value, OnnxGraph) for value in node.attributes.values()):
-        raise UnsupportedError("an operator with a subgraph in a function with attributes")
+    def proto(value: Any) -> Any:
+        if isinstance(value, OnnxGraph):
+            return value.proto
+        return numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+
     attributes = {
-        name: numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+        name: proto(value)
         for name, value in node.attributes.items()
         if value is not None and not isinstance(value, Declared)
     }

@@ -149,14 +149,17 @@ def _tile(b: OnnxBuilder, x: Known, repeats: Known) -> Known:
 
 
 def _concat(b: OnnxBuilder, *parts: Known) -> Known:
-    return b.emit("aten::cat", *parts, dim=b.get("axis", 1))
+    axis = position(b.get("axis", 1), parts[0].type.rank)
+    return b.emit("aten::cat", *parts, dim=axis)
 
 
 def _split(b: OnnxBuilder, x: Known, sizes: Operand = None) -> list[Operand]:
     axis = position(b.get("axis", 0), x.type.rank)
     parts = b.get("split") if sizes is None else b.integers(sizes, "the lengths")
     if parts is None:
-        count = b.get("num_outputs") or len(b.node.outputs)
+        count = len(b.node.outputs)
+        if b.get("num_outputs", count) != count:
+            raise VerifyError(f"{count} results, expected {b.get('num_outputs')}")
         if count == 1:
             return [x]
         length = known(x, axis)
@@ -180,6 +183,9 @@ def _slice(b: OnnxBuilder, x: Known, *operands: Operand) -> Known:
     starts, ends, axes, steps = (*bounds, None, None)[:4]
     axes = range(len(starts)) if axes is None else axes
     steps = (1,) * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        counts = f"{len(starts)} starts, {len(ends)} ends, {len(axes)} axes, {len(steps)} steps"
+        raise VerifyError(counts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         x = _sliced(b, x, position(axis, x.type.rank), start, end, step)
     return x

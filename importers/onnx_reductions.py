@@ -12,16 +12,16 @@ import numpy as np
 from refquant.importers.onnx_builder import DataDependentError, Known, OnnxBuilder, Operand, Rule
 from refquant.importers.onnx_elementwise import alike
 from refquant.ir.errors import VerifyError
-from refquant.ir.types import DType, Size, bool_, float32, float64
+from refquant.ir.types import DType, Size, bfloat16, bool_, float32, float64
 
 Axes = tuple[int, ...]
 
 
 def position(axis: int, rank: int, what: str = "axis") -> int:
     """Return a dimension counted from the front."""
-    if not -rank <= axis < max(rank, 1):
+    if not -rank <= axis < rank:
         raise VerifyError(f"{what} {axis} is outside a tensor of rank {rank}")
-    return axis % max(rank, 1)
+    return axis % rank
 
 
 def given_axes(b: OnnxBuilder, operand: Operand = None) -> Axes | None:
@@ -37,10 +37,12 @@ def _axes(b: OnnxBuilder, x: Known, operand: Operand) -> Axes:
     given = given_axes(b, operand)
     if not given:
         return () if b.get("noop_with_empty_axes", 0) else tuple(range(rank))
+    if not rank and set(given) <= {0, -1}:
+        return ()
     axes = tuple(position(axis, rank) for axis in given)
     if len(set(axes)) != len(axes):
         raise VerifyError(f"axes {list(given)} name a dimension twice")
-    return axes if rank else ()
+    return axes
 
 
 def _keeps(b: OnnxBuilder) -> bool:
@@ -54,6 +56,8 @@ def _lengths(x: Known, axes: Axes) -> list[Size]:
 def _sum(b: OnnxBuilder, x: Known, axes: Axes) -> Known:
     if not axes:
         return x
+    if x.type.dtype == bfloat16:
+        return b.emit("onnx::ReduceSum", x, axes=axes, keepdims=_keeps(b))
     return b.cast(b.emit("aten::sum", x, dim=axes, keepdim=_keeps(b)), x.type.dtype)
 
 

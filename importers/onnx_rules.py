@@ -24,7 +24,7 @@ RULES: dict[str, Rule] = {
 }
 
 _RANDOM = "random numbers: nothing says which"
-_TEXT = "strings are not numbers"
+_TEXT = "text is not part of this importer"
 _TRAINING = "training is not part of this importer"
 # Why operators have no rule.
 REFUSED: dict[str, str] = {

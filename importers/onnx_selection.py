@@ -18,7 +18,7 @@ from refquant.importers.onnx_builder import (
     check_size,
 )
 from refquant.importers.onnx_reductions import position
-from refquant.ir.errors import UnsupportedError, VerifyError
+from refquant.ir.errors import VerifyError
 from refquant.ir.types import TensorType, int64
 
 
@@ -170,13 +170,12 @@ def _non_max_suppression(
     return b.constant(np.array(found, np.int64).reshape(-1, 3))
 
 
-def refused(reason: str) -> Rule:
-    """Return a rule that says why there is none."""
-
-    def rule(b: OnnxBuilder, *operands: Operand) -> Operand:
-        raise UnsupportedError(reason)
-
-    return rule
+def _features(b: OnnxBuilder, x: Known, indices: Known) -> Known:
+    """Choose columns, as classical models do; a vector is one row."""
+    rank = max(x.type.rank, 2)
+    x = b.emit("aten::unsqueeze", x, dim=0) if x.type.rank == 1 else x
+    columns = b.emit("aten::reshape", indices, shape=(-1,))
+    return b.emit("aten::index", x, *(None,) * (rank - 1), columns)
 
 
 SELECTION: dict[str, Rule] = {
@@ -193,4 +192,5 @@ SELECTION: dict[str, Rule] = {
     "ScatterND": _scatter_nd,
     "TensorScatter": _tensor_scatter,
     "Unique": _unique,
+    "ai.onnx.ml.ArrayFeatureExtractor": _features,
 }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from refquant.importers.onnx_builder import Array, DataDependentError, OnnxBuilder, check_size
+from refquant.importers.onnx_builder import (
+    Array,
+    Constant,
+    DataDependentError,
+    OnnxBuilder,
+    Operand,
+    check_size,
+)
 from refquant.importers.onnx_file import element_type
 from refquant.ir.types import Dim, TensorType, int32, int64
 
@@ -130,3 +137,14 @@ SYMBOLIC: dict[str, Callable[..., Any]] = {
     "Unsqueeze": _unsqueeze,
     "Where": lambda b, condition, x, y: np.where(condition, x, y),
 }
+
+# Whose later operands say where or how much, not what.
+_OF_FIRST = ("Cast", "Expand", "Gather", "ReduceProd", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+
+
+def is_arithmetic_of_lengths(op: str, operands: Sequence[Operand]) -> bool:
+    """Whether an operator computes from lengths that depend on the batch, and constants."""
+    constants = [x for x in operands if isinstance(x, Constant)]
+    if op not in SYMBOLIC or len(constants) != len(operands):
+        return False
+    return any(x.is_symbolic for x in (constants[:1] if op in _OF_FIRST else constants))

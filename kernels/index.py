@@ -154,9 +154,12 @@ def gather(x: Tensor, index: Array, dim: int) -> Any:
 def infer_gather(x: TensorType, index: TensorType, dim: int) -> TensorType:
     """Return the shape of the index."""
     _check_index("gather", index)
-    dimension("gather", dim, x.rank)
+    at = dimension("gather", dim, x.rank)
     if index.rank != x.rank:
         raise VerifyError(f"gather: expected an index of rank {x.rank}, got {index}")
+    for d, (few, many) in enumerate(zip(index.shape, x.shape, strict=True)):
+        if d != at and isinstance(few, int) and isinstance(many, int) and few > many:
+            raise VerifyError(f"gather: index {index} is longer than {x} in dim {d}")
     return moved(x, index.shape, "gather")
 
 

@@ -202,12 +202,15 @@ def _argument(name: str, function: Callable[..., Any], word: str) -> Op:
     Raises
     ------
     VerifyError
-        If there is no such dimension.
+        If there is no such dimension, or nothing to choose from.
     """
 
     def infer(x: TensorType, dim: int | None = None, keepdim: bool = False) -> TensorType:
         _plain(x, name)
-        return TensorType(int64, _reduced(x.shape, _axes(x.rank, dim, name), keepdim))
+        axes = _axes(x.rank, dim, name)
+        if any(x.shape[d] == 0 for d in axes):
+            raise VerifyError(f"{name}: dim {dim} of {x} is empty")
+        return TensorType(int64, _reduced(x.shape, axes, keepdim))
 
     x = np.array([[1, 3], [3, 1]], np.float32)
     expected = [1, 0] if name == "argmax" else [0, 1]

@@ -37,7 +37,7 @@ OPS.declare(
         "modulo": ("onnx::Mod",),
         "one_hot": ("onnx::OneHot",),
         "power": ("onnx::Pow",),
-        "product": ("onnx::CumProd", "onnx::CumSum", "onnx::ReduceProd"),
+        "product": ("onnx::CumProd", "onnx::CumSum", "onnx::ReduceProd", "onnx::ReduceSum"),
         "resize": ("onnx::Resize",),
         "reverse_sequence": ("onnx::ReverseSequence",),
         "scatter": (

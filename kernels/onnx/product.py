@@ -1,15 +1,17 @@
-"""``onnx::ReduceProd``, ``CumSum`` and ``CumProd``: products, and sums of all before."""
+"""``onnx::ReduceProd``, ``ReduceSum``, ``CumSum`` and ``CumProd``: products and sums."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import Array, type_of
-from refquant.ir.types import TensorType
+from refquant.ir.types import TensorType, bfloat16
 from refquant.kernels.checks import dimension
 from refquant.kernels.onnx.operator import numeric, operator
 
@@ -59,6 +61,55 @@ def infer(data: TensorType, axes: tuple[int, ...], keepdims: bool = True) -> Ten
     gone = {dimension("ReduceProd", axis, data.rank) for axis in axes}
     kept = [1 if d in gone else n for d, n in enumerate(data.shape) if keepdims or d not in gone]
     return TensorType(data.dtype, tuple(kept))
+
+
+def running_sum(data: Array, axes: tuple[int, ...], keepdims: bool = True) -> Array:
+    """Return the sum over dimensions of bfloat16, each partial sum rounded.
+
+    Elements are added one after the other, the last dimension fastest, as the standard's
+    expected results are; torch adds in float32 (``aten::sum``, which other types go through).
+
+    Parameters
+    ----------
+    data : bfloat16 tensor
+        Any shape.
+    axes : tuple of int
+        The dimensions; negative counts from the end.
+    keepdims : bool
+        Whether they stay with length 1.
+
+    Returns
+    -------
+    bfloat16 tensor
+
+    Raises
+    ------
+    VerifyError
+        If there is no such dimension, or the type is another.
+
+    Examples
+    --------
+    >>> x = np.array([256, 1, 1], bfloat16.storage)
+    >>> float(running_sum(x, (0,), keepdims=False))
+    256.0
+    """
+    gone = sorted(axis % data.ndim for axis in axes)
+    kept = [d for d in range(data.ndim) if d not in gone]
+    lengths = [data.shape[d] for d in kept]
+    count = prod(data.shape[d] for d in gone)
+    rows = data.transpose(*kept, *gone).reshape(*lengths, count)
+    total: Array = np.zeros(rows.shape[:-1], data.dtype)
+    with np.errstate(all="ignore"):
+        for i in range(rows.shape[-1]):
+            total = np.asarray(total + rows[..., i])
+    return np.expand_dims(total, tuple(gone)) if keepdims else total
+
+
+def infer_sum(data: TensorType, axes: tuple[int, ...], keepdims: bool = True) -> TensorType:
+    """Check the type and drop the lengths."""
+    if data.dtype != bfloat16:
+        raise VerifyError(f"ReduceSum: expected bfloat16, got {data}")
+    return infer(data, axes, keepdims)
 
 
 def _running(name: str, word: str, ufunc: np.ufunc, start: int, expected: list[list[int]]) -> Op:
@@ -118,6 +169,16 @@ def _running(name: str, word: str, ufunc: np.ufunc, start: int, expected: list[l
 _X = np.array([[2, 3], [4, 5]], np.float32)
 
 OPS = (
+    operator(
+        "ReduceSum",
+        running_sum,
+        infer_sum,
+        Case(
+            *("rounded", (np.array([[256, 1, 1], [1, 1, 256]], bfloat16.storage),)),
+            {"axes": (1,)},
+            *([[256], [258]], "256 + 1 goes to even"),
+        ),
+    ),
     operator(
         "ReduceProd",
         reference,

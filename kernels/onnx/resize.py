@@ -221,16 +221,38 @@ def reference(
     >>> reference(np.float32([1, 3]), (4,), (2.0,), (0,), mode="linear")
     array([1. , 1.5, 2.5, 3. ], dtype=float32)
     """
+    with np.errstate(all="ignore"):
+        return _resized(
+            *(x, sizes, scales, axes, roi, mode, coordinate_transformation_mode, nearest_mode),
+            *(cubic_coeff_a, exclude_outside, extrapolation_value, antialias, target),
+        )
+
+
+def _resized(
+    x: Array,
+    sizes: tuple[int, ...],
+    scales: tuple[float, ...],
+    axes: tuple[int, ...],
+    roi: tuple[float, ...],
+    mode: str,
+    transformation: str,
+    nearest_mode: str,
+    cubic_coeff_a: float,
+    exclude_outside: bool,
+    extrapolation_value: float,
+    antialias: bool,
+    target: Target,
+) -> Array:
     count = len(axes)
     made: Array = x if mode == "nearest" else x.astype(np.float64)
-    crops = coordinate_transformation_mode == "tf_crop_and_resize"
+    crops = transformation == "tf_crop_and_resize"
     ends = list(zip(roi[:count], roi[count:], strict=True)) if crops else [(0.0, 1.0)] * count
     unchanged = (1.0, (0.0, 1.0))
     for axis, size, scale, end in zip(axes, sizes, scales, ends, strict=True):
         length = made.shape[axis]
         if (scale, end) == unchanged and size == length:
             continue
-        places = original(length, size, scale, coordinate_transformation_mode, end, target.engine)
+        places = original(length, size, scale, transformation, end, target.engine)
         taps = _taps(
             *(length, places, scale, mode, nearest_mode, cubic_coeff_a, antialias),
             exclude_outside,

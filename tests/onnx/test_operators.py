@@ -187,6 +187,8 @@ def _resizes() -> list[Example]:
     made = [
         Example("Resize", 10, (IMAGE, np.float32([1, 1, 2, 1.7])), {"mode": "nearest"}),
         Example("Resize", 10, (IMAGE, np.float32([1, 1, 2, 1.7])), {"mode": "linear"}),
+        Example("Resize", 10, (IMAGE, np.float32([1, 1, 0.6, 0.3])), {"mode": "nearest"}),
+        Example("Resize", 10, (IMAGE, np.float32([1, 1, 0.6, 1.7])), {"mode": "nearest"}),
     ]
     for opset in (11, 13, 18, 19):
         none = np.zeros(0, np.float32) if opset < 13 else None
@@ -268,7 +270,32 @@ def _signals() -> list[Example]:
     ]
 
 
-EXAMPLES = [*_old(), *_elementary(), *_resizes(), *_grids(), *_signals()]
+def _positions() -> list[Example]:
+    """Return positions that occur twice, and boxes that overlap, with equal scores."""
+    at = RNG.integers(-3, 3, (2, 3, 4))
+    rows = RNG.integers(0, 2, (5, 2))
+    made = [
+        Example("ScatterElements", 18, (X, at, floats(2, 3, 4)), {"axis": 1, "reduction": how})
+        for how in ("add", "mul", "max", "min")
+    ]
+    made += [
+        Example("ScatterND", 18, (X, rows, floats(5, 4)), {"reduction": how})
+        for how in ("add", "mul", "max", "min")
+    ]
+    made += [Example("ScatterND", 11, (X, ints([1], [0]), floats(2, 3, 4)), {})]
+    corners = RNG.integers(0, 9, (2, 12, 4)).astype(np.float32)
+    scores = (RNG.integers(0, 6, (2, 3, 12)) / 8).astype(np.float32)
+    for centre in (0, 1):
+        for overlap in (0.0, 0.3, 0.9):
+            limits = ints(4), np.float32([overlap]), np.float32([0.2])
+            operands = corners, scores, *limits
+            made.append(Example("NonMaxSuppression", 11, operands, {"center_point_box": centre}))
+    made.append(Example("NonMaxSuppression", 10, (corners, scores, ints(9)), {}))
+    made.append(Example("NonMaxSuppression", 10, (corners, scores), {}))
+    return made
+
+
+EXAMPLES = [*_old(), *_elementary(), *_resizes(), *_grids(), *_signals(), *_positions()]
 
 
 def model(example: Example) -> Any:

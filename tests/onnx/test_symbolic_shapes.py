@@ -45,6 +45,15 @@ BODIES = {
         row = Slice (x, zero, one, two)
         y = Expand (row, sizes)
     """,
+    "a constant for each of the batch": """
+        s = Shape (x)
+        batch = Slice (s, zero, one)
+        rest = Constant <value_ints = [1, 4]> ()
+        sizes = Concat <axis = 0> (batch, rest)
+        token = Constant <value = float[1, 1, 4] {1, 2, 3, 4}> ()
+        tokens = Expand (token, sizes)
+        y = Concat <axis = 1> (tokens, x)
+    """,
     "zeros of the batch": """
         s = Shape (x)
         zeros = ConstantOfShape (s)
