@@ -31,7 +31,7 @@ _FUNCTION = "last bits of float sums and functions are each runtime's own"
 def export_onnx(
     graph: Graph, path: str | os.PathLike[str] | None, format: Format = "qdq"
 ) -> Contract:
-    """Write a graph as an ONNX model of opset 17.
+    """Write a graph as an ONNX model of opset 19.
 
     Parameters
     ----------

@@ -200,8 +200,9 @@ def _elu(w: Writer, node: Node) -> str:
 def _mean(w: Writer, node: Node) -> str:
     dim: Any = node.attributes.get("dim")
     axes = (dim,) if isinstance(dim, int) else dim
+    which = w.constant(np.array(axes, np.int64), "axes") if axes else ""
     keep = int(bool(node.attributes.get("keepdim", False)))
-    return w.add("ReduceMean", w.operand(node.inputs[0]), axes=axes or None, keepdims=keep)
+    return w.add("ReduceMean", w.operand(node.inputs[0]), which, keepdims=keep)
 
 
 def _prelu(w: Writer, node: Node) -> str:

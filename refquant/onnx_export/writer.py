@@ -18,9 +18,9 @@ from refquant.ir.types import Dim, DType, QParams, TensorType, bfloat16, float32
 
 Array = npt.NDArray[Any]
 MICROSOFT = "com.microsoft"
-# The opset of the file: the oldest that has every operator written here.
-OPSET = 17
-IR_VERSION = 8
+# The opset of the file: the oldest that onnx.reference also runs.
+OPSET = 19
+IR_VERSION = 9
 # What integers of a quantized value are stored as.
 _HALVES = {bfloat16: float32}
 

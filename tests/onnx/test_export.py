@@ -187,10 +187,11 @@ def test_forms_that_differ_anywhere_are_told_apart() -> None:
     chain = spelled(case)
     assert chain is not None
     assert is_same(chain.finish, case)
+    step = steps(case.finish, case)[60, 0]
     for wrong in (
         lambda total: case.finish(total + 1),
-        lambda total: np.minimum(case.finish(total), 254),
-        lambda total: case.finish(total - (total == 100)),
+        lambda total: np.minimum(case.finish(total), 50),
+        lambda total: case.finish(total - (total == step)),
     ):
         assert not is_same(wrong, case)
 
@@ -237,7 +238,7 @@ def test_a_network_of_torch_is_exact(engine: str, tmp_path: Path) -> None:
     contract = refquant.export_onnx(graph, tmp_path / "m.onnx", "qoperator")
     assert {promise.op for promise in contract.inexact} <= {"aten::quantize_per_tensor"}
     np.testing.assert_array_equal(run(tmp_path / "m.onnx", x.numpy())[0], expected)
-    evaluator = ReferenceEvaluator(tmp_path / "m.onnx")
+    evaluator = ReferenceEvaluator(str(tmp_path / "m.onnx"))
     np.testing.assert_array_equal(evaluator.run(None, {"x": x.numpy()})[0], expected)
     again = from_onnx(tmp_path / "m.onnx", target="ort")
     np.testing.assert_array_equal(again(x.numpy()), expected)
@@ -269,7 +270,7 @@ def test_other_graphs(kind: str, form: Any, tmp_path: Path) -> None:
     found = run(tmp_path / "m.onnx", x.numpy())[0]
     # A step of the last activation where values are quantized, else the order of float sums.
     np.testing.assert_allclose(found, expected, atol=1e-6 if kind == "float" else 2 / 256)
-    evaluator = ReferenceEvaluator(tmp_path / "m.onnx")
+    evaluator = ReferenceEvaluator(str(tmp_path / "m.onnx"))
     again = evaluator.run(None, {"x": x.numpy()})[0]
     np.testing.assert_allclose(again, found, atol=1e-6 if kind == "float" else 2 / 256)
 
@@ -305,7 +306,7 @@ def test_the_contract_reads_as_a_table() -> None:
 def test_what_cannot_be_written_is_listed(tmp_path: Path) -> None:
     class Strange(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.vector_norm(torch.sort(x, stable=True)[0], 2, 1)
+            return torch.cumsum(torch.sort(x, stable=True)[0], 1)
 
     graph = from_fx(Strange(), (torch.zeros(2, 3),))
     with pytest.raises(refquant.UnsupportedError, match=r"2 nodes have no form in ONNX: .*sort"):
