@@ -77,6 +77,9 @@ def _reshape(b: OnnxBuilder, x: Known, shape: Known) -> Known:
         raise VerifyError(f"the shape has a negative length: {format_shape(sizes)}")
     if not b.get("allowzero", 0):
         own = x.type.shape
+        if 0 in sizes[len(own) :]:
+            at = sizes.index(0, len(own))
+            raise VerifyError(f"0 at {at} stands for a length that {x.type} has not")
         sizes = tuple(own[i] if n == 0 else n for i, n in enumerate(sizes))
     return b.emit("aten::reshape", x, shape=sizes)
 
@@ -149,6 +152,9 @@ def _tile(b: OnnxBuilder, x: Known, repeats: Known) -> Known:
 
 
 def _concat(b: OnnxBuilder, *parts: Known) -> Known:
+    ranks = {x.type.rank: None for x in parts}
+    if len(ranks) > 1:
+        raise VerifyError(f"operands of rank {' and '.join(map(str, ranks))}")
     axis = position(b.get("axis", 1), parts[0].type.rank)
     return b.emit("aten::cat", *parts, dim=axis)
 

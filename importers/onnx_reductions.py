@@ -145,7 +145,10 @@ def _running(op: str) -> Rule:
 
 
 def _top(b: OnnxBuilder, x: Known, count: Operand = None) -> list[Operand]:
-    k = b.get("k") if count is None else b.integers(count, "k")[0]
+    counts = (b.get("k"),) if count is None else b.integers(count, "k")
+    if len(counts) != 1:
+        raise VerifyError(f"k must be one number, got {list(counts)}")
+    (k,) = counts
     axis = position(b.get("axis", -1), x.type.rank)
     return list(b.emit_all("aten::topk", x, k=k, dim=axis, largest=bool(b.get("largest", 1))))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def _unique(b: OnnxBuilder, x: Known) -> list[Operand]:
         data, axis = data.reshape(-1), 0
     axis = position(axis, data.ndim)
     rows = np.moveaxis(data, axis, 0)
-    keys = rows.reshape(len(rows), -1)
+    keys = rows.reshape(len(rows), prod(rows.shape[1:]))
     # Bits would not order numbers; columns from the last to the first do.
     columns = tuple(_sortable(column) for column in keys.T[::-1])
     order = np.lexsort(columns) if keys.size else np.arange(len(keys))
