@@ -143,6 +143,16 @@ def _conv_transpose(b: OnnxBuilder, x: Known, w: Known, bias: Operand = None) ->
     return y
 
 
+def _deform_conv(
+    b: OnnxBuilder, x: Known, w: Known, offset: Known, bias: Operand = None, mask: Operand = None
+) -> Known:
+    rank = w.type.rank - 2
+    how = {name: b.get(name) or (1,) * rank for name in ("strides", "dilations")}
+    how |= {"pads": b.get("pads") or (0,) * 2 * rank, "group": b.get("group")}
+    groups = b.get("offset_group")
+    return b.emit("onnx::DeformConv", x, w, offset, bias, mask, **how, offset_group=groups)
+
+
 # ---- norms
 
 
@@ -220,7 +230,7 @@ def _lrn(b: OnnxBuilder, x: Known) -> Known:
 def _dropout(b: OnnxBuilder, x: Known, ratio: Operand = None, training: Operand = None) -> Any:
     if training is not None and bool(b.array(training, "training_mode")):
         share = 0.5 if ratio is None else float(b.array(ratio, "ratio"))
-        b.only(share == 0, "dropout in training mode")
+        b.only(share == 0, "dropout in training mode: nothing says which elements")
     if len(b.node.outputs) == 1:
         return x
     mask = b.constant(np.ones(x.type.sizes, np.bool_ if b.version >= 10 else np.float32))
@@ -245,6 +255,7 @@ LAYERS: dict[str, Rule] = {
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DeformConv": _deform_conv,
     "Dropout": _dropout,
     "GRU": _recurrent("GRU", "linear_before_reset"),
     "Gemm": _gemm,

@@ -126,6 +126,14 @@ def _max_unpool(b: OnnxBuilder, x: Known, indices: Known, shape: Operand = None)
     return b.emit("aten::pad", y, pad=flat, mode="constant", value=0.0)
 
 
+def _roi_align(b: OnnxBuilder, x: Known, rois: Known, images: Known) -> Known:
+    names = ("mode", "output_height", "output_width", "sampling_ratio", "spatial_scale")
+    # Before opset 16 pixels lay at whole numbers.
+    half_pixel = b.get("coordinate_transformation_mode", "output_half_pixel") == "half_pixel"
+    how = {name: b.get(name) for name in names}
+    return b.emit("onnx::RoiAlign", x, rois, images, **how, half_pixel=half_pixel)
+
+
 POOLS: dict[str, Rule] = {
     "AveragePool": _average,
     "GlobalAveragePool": lambda b, x: b.emit("onnx::GlobalAveragePool", x),
@@ -134,4 +142,5 @@ POOLS: dict[str, Rule] = {
     "LpPool": _lp,
     "MaxPool": _max,
     "MaxUnpool": _max_unpool,
+    "RoiAlign": _roi_align,
 }

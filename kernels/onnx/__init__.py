@@ -14,6 +14,8 @@ OPS.declare(
         "gemm": ("onnx::Gemm",),
         "matmul": ("onnx::MatMul",),
         "local_response": ("onnx::Hardmax", "onnx::LRN"),
+        "deform_conv": ("onnx::DeformConv",),
+        "roi_align": ("onnx::RoiAlign",),
         "hard_sigmoid": ("onnx::HardSigmoid", "onnx::HardSwish"),
         "pools": (
             *("onnx::AveragePool", "onnx::GlobalAveragePool", "onnx::LpPool", "onnx::MaxPool"),

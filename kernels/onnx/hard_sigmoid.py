@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import EVERY_ENGINE, Case, Op
+from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType
+from refquant.kernels.onnx.operator import operator
 
 
 def hard_sigmoid(X: Array, *, alpha: float, beta: float) -> Array:  # noqa: N803
@@ -80,22 +81,16 @@ def infer_hard_swish(x: TensorType) -> TensorType:
 _X = np.array([-2, 0, 2], np.float32)
 
 OPS = (
-    Op(
-        name="onnx::HardSigmoid",
-        reference=hard_sigmoid,
-        infer=infer_hard_sigmoid,
-        kernels=dict.fromkeys(EVERY_ENGINE, hard_sigmoid),
-        source=("onnx/docs/Operators.md::HardSigmoid",),
-        cases=(
-            Case("ramp", (_X,), {"alpha": 0.25, "beta": 0.25}, [0, 0.25, 0.75], "limited below"),
-        ),
+    operator(
+        "HardSigmoid",
+        hard_sigmoid,
+        infer_hard_sigmoid,
+        Case("ramp", (_X,), {"alpha": 0.25, "beta": 0.25}, [0, 0.25, 0.75], "limited below"),
     ),
-    Op(
-        name="onnx::HardSwish",
-        reference=hard_swish,
-        infer=infer_hard_swish,
-        kernels=dict.fromkeys(EVERY_ENGINE, hard_swish),
-        source=("onnx/docs/Operators.md::HardSwish",),
-        cases=(Case("ends", (_X * 2,), {}, [0, 0, 4], "0 below -3, the identity above 3"),),
+    operator(
+        "HardSwish",
+        hard_swish,
+        infer_hard_swish,
+        Case("ends", (_X * 2,), {}, [0, 0, 4], "0 below -3, the identity above 3"),
     ),
 )

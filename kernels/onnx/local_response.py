@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import EVERY_ENGINE, Case, Op
+from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType
 from refquant.kernels.checks import dimension
+from refquant.kernels.onnx.operator import operator
 
 
 def lrn(X: Array, *, size: int, alpha: float, beta: float, bias: float) -> Array:  # noqa: N803
@@ -90,28 +91,22 @@ def infer_hardmax(x: TensorType, *, axis: int) -> TensorType:
 _X = np.array([[[3, 1], [3, 2]]], np.float32)
 
 OPS = (
-    Op(
-        name="onnx::LRN",
-        reference=lrn,
-        infer=infer_lrn,
-        kernels=dict.fromkeys(EVERY_ENGINE, lrn),
-        source=("onnx/docs/Operators.md::LRN",),
-        cases=(
-            Case(
-                "even size",
-                (np.full((1, 2, 1), 2, np.float32),),
-                {"size": 2, "alpha": 2.0, "beta": 1.0, "bias": 0.0},
-                [[[0.25], [0.5]]],
-                "one channel behind, none before",
-            ),
+    operator(
+        "LRN",
+        lrn,
+        infer_lrn,
+        Case(
+            "even size",
+            (np.full((1, 2, 1), 2, np.float32),),
+            {"size": 2, "alpha": 2.0, "beta": 1.0, "bias": 0.0},
+            [[[0.25], [0.5]]],
+            "one channel behind, none before",
         ),
     ),
-    Op(
-        name="onnx::Hardmax",
-        reference=hardmax,
-        infer=infer_hardmax,
-        kernels=dict.fromkeys(EVERY_ENGINE, hardmax),
-        source=("onnx/docs/Operators.md::Hardmax",),
-        cases=(Case("tie", (_X,), {"axis": 1}, [[[1, 0], [0, 1]]], "of equals the first"),),
+    operator(
+        "Hardmax",
+        hardmax,
+        infer_hardmax,
+        Case("tie", (_X,), {"axis": 1}, [[[1, 0], [0, 1]]], "of equals the first"),
     ),
 )

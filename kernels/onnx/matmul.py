@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import EVERY_ENGINE, Case, Op
+from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType
 from refquant.kernels.checks import broadcast
+from refquant.kernels.onnx.operator import operator
 from refquant.kernels.products import check_equal, check_rank, joined
 
 
@@ -51,20 +52,16 @@ def infer(a: TensorType, b: TensorType) -> TensorType:
 
 
 OPS = (
-    Op(
-        name="onnx::MatMul",
-        reference=reference,
-        infer=infer,
-        kernels=dict.fromkeys(EVERY_ENGINE, reference),
-        source=("onnx/docs/Operators.md::MatMul",),
-        cases=(
-            Case(
-                "wraps",
-                (np.array([[2**30]], np.int32), np.array([[4]], np.int32)),
-                {},
-                [[0]],
-                "sums wrap",
-            ),
+    operator(
+        "MatMul",
+        reference,
+        infer,
+        Case(
+            "wraps",
+            (np.array([[2**30]], np.int32), np.array([[4]], np.int32)),
+            {},
+            [[0]],
+            "sums wrap",
         ),
     ),
 )

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import EVERY_ENGINE, Case, Op
+from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType, format_shape, int64
 from refquant.kernels.checks import known_length
+from refquant.kernels.onnx.operator import operator
 
 Ints = tuple[int, ...]
 
@@ -353,20 +354,8 @@ def infer_unpool(x: TensorType, indices: TensorType, *, output_shape: Ints) -> T
 _X = np.array([[[1, 5, 2, 4]]], np.float32)
 _HOW = {"kernel_shape": (2,), "strides": (2,), "dilations": (1,), "pads": (1, 0)}
 
-
-def _op(name: str, reference: Callable[..., Any], infer: Callable[..., Any], *cases: Case) -> Op:
-    return Op(
-        name=f"onnx::{name}",
-        reference=reference,
-        infer=infer,
-        kernels=dict.fromkeys(EVERY_ENGINE, reference),
-        source=(f"onnx/docs/Operators.md::{name}",),
-        cases=cases,
-    )
-
-
 OPS = (
-    _op(
+    operator(
         "AveragePool",
         average_pool,
         _infer("AveragePool"),
@@ -378,13 +367,13 @@ OPS = (
             "padding counts, what hangs over the end does not",
         ),
     ),
-    _op(
+    operator(
         "GlobalAveragePool",
         global_average_pool,
         infer_global,
         Case("five", (np.array([[[1, 2, 3, 4, 5]]], np.float32),), {}, [[[3]]], "four and one"),
     ),
-    _op(
+    operator(
         "MaxPool",
         max_pool,
         _infer("MaxPool", 2),
@@ -396,13 +385,13 @@ OPS = (
             "padding is below every element",
         ),
     ),
-    _op(
+    operator(
         "LpPool",
         lp_pool,
         _infer("LpPool"),
         Case("p=1", (-_X,), {**_HOW, "ceil_mode": False, "p": 1}, [[[1, 7]]], "absolute values"),
     ),
-    _op(
+    operator(
         "MaxUnpool",
         max_unpool,
         infer_unpool,

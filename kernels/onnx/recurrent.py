@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.op import EVERY_ENGINE, Case, Op
+from refquant.ir.op import Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import Size, TensorType
+from refquant.kernels.onnx.operator import operator
 
 Function = Callable[[Array], Array]
 # Steps the state by one row of inputs: (gates of the input, states) -> states.
@@ -373,22 +374,11 @@ _HOW: dict[str, Any] = {
     **{"direction": "forward", "layout": 0},
 }
 
-
-def _op(kind: str, reference: Callable[..., Any], case: Case) -> Op:
-    return Op(
-        name=f"onnx::{kind}",
-        reference=reference,
-        infer=_infer(kind),
-        kernels=dict.fromkeys(EVERY_ENGINE, reference),
-        source=(f"onnx/docs/Operators.md::{kind}",),
-        cases=(case,),
-    )
-
-
 OPS = (
-    _op(
+    operator(
         "RNN",
         rnn,
+        _infer("RNN"),
         Case(
             "reverse",
             (np.array([[[1]], [[2]]], np.float32), _ONE, _ONE),
@@ -397,9 +387,10 @@ OPS = (
             "the last time is the first step",
         ),
     ),
-    _op(
+    operator(
         "GRU",
         gru,
+        _infer("GRU"),
         Case(
             "gates",
             (_ONE, np.zeros((1, 3, 1), np.float32), np.zeros((1, 3, 1), np.float32)),
@@ -408,9 +399,10 @@ OPS = (
             "half of nothing",
         ),
     ),
-    _op(
+    operator(
         "LSTM",
         lstm,
+        _infer("LSTM"),
         Case(
             "ends",
             (
