@@ -72,9 +72,11 @@ def _average(b: OnnxBuilder, x: Known) -> Known:
 
 def _max(b: OnnxBuilder, x: Known) -> Any:
     window = _Window(b, x)
-    if len(b.node.outputs) > 1 or not window.is_plain:
+    if len(b.node.outputs) > 1:
         order = b.get("storage_order", 0)
-        return list(b.emit_all("onnx::MaxPool", x, **window.how, storage_order=order))
+        return list(b.emit_all("onnx::MaxPool.indices", x, **window.how, storage_order=order))
+    if not window.is_plain:
+        return b.emit("onnx::MaxPool", x, **window.how)
     return b.emit(
         f"aten::max_pool{len(window.kernel)}d",
         x,
@@ -101,8 +103,7 @@ def _everything(spatial: Ints) -> dict[str, Any]:
 
 
 def _global_max(b: OnnxBuilder, x: Known) -> Known:
-    y: Known = b.emit_all("onnx::MaxPool", x, **_everything(whole(b, x)), storage_order=0)[0]
-    return y
+    return b.emit("onnx::MaxPool", x, **_everything(whole(b, x)))
 
 
 def _global_lp(b: OnnxBuilder, x: Known) -> Known:

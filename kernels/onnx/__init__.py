@@ -19,7 +19,7 @@ OPS.declare(
         "hard_sigmoid": ("onnx::HardSigmoid", "onnx::HardSwish"),
         "pools": (
             *("onnx::AveragePool", "onnx::GlobalAveragePool", "onnx::LpPool", "onnx::MaxPool"),
-            "onnx::MaxUnpool",
+            *("onnx::MaxPool.indices", "onnx::MaxUnpool"),
         ),
         "recurrent": ("onnx::GRU", "onnx::LSTM", "onnx::RNN"),
         "bitwise": (

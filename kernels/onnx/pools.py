@@ -7,16 +7,18 @@ Windows may be dilated and padded unequally at the two ends; what torch also has
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case
-from refquant.ir.qtensor import Array
-from refquant.ir.types import TensorType, format_shape, int64
+from refquant.ir.op import EVERY_ENGINE, Case
+from refquant.ir.qtensor import Array, QTensor
+from refquant.ir.types import TensorType, format_shape, int64, qint8, quint8
 from refquant.kernels.checks import known_length
+from refquant.kernels.max_pool_loops import max_compiled
 from refquant.kernels.onnx.operator import operator
 
 Ints = tuple[int, ...]
@@ -206,15 +208,85 @@ def max_pool(
     dilations: Ints,
     pads: Ints,
     ceil_mode: bool,
-    storage_order: int,
-) -> tuple[Array, Array]:
-    """Return the largest element of each window and where it stands.
+) -> Array:
+    """Return the largest element of each window.
 
     Parameters
     ----------
     X : float or 8-bit integer tensor (N, C, *spatial)
     kernel_shape, strides, dilations, pads, ceil_mode
         As of ``onnx::AveragePool``; padding is never the largest.
+
+    Returns
+    -------
+    tensor (N, C, *outputs)
+
+    Raises
+    ------
+    VerifyError
+        If no window fits.
+
+    Examples
+    --------
+    >>> how = dict(kernel_shape=(2,), strides=(1,), dilations=(1,), pads=(0, 0))
+    >>> max_pool(np.float32([[[1, 3, 2]]]), **how, ceil_mode=False)
+    array([[[3., 3.]]], dtype=float32)
+    """
+    rank = len(kernel_shape)
+    seen = windows(X, lowest(X), kernel_shape, strides, dilations, pads, ceil_mode)
+    return np.asarray(seen.max(tuple(range(-rank, 0))))
+
+
+def max_pool_compiled(
+    X: Array,  # noqa: N803
+    *,
+    kernel_shape: Ints,
+    strides: Ints,
+    dilations: Ints,
+    pads: Ints,
+    ceil_mode: bool,
+) -> Array:
+    """Compute :func:`max_pool`, of bytes in compiled loops where both ends are padded alike."""
+    rank = len(kernel_shape)
+    begins, ends = pads[:rank], pads[rank:]
+    kind = _BYTES.get(X.dtype)
+    if kind is None or rank == 1 or rank > 3 or begins != ends or ceil_mode:
+        return max_pool(
+            X,
+            kernel_shape=kernel_shape,
+            strides=strides,
+            dilations=dilations,
+            pads=pads,
+            ceil_mode=ceil_mode,
+        )
+    geometry = (kernel_shape, strides, begins, dilations)
+    return max_compiled(QTensor(X, 1.0, 0, None, kind), geometry, False)
+
+
+_BYTES = {np.dtype(np.uint8): quint8, np.dtype(np.int8): qint8}
+
+
+def lowest(x: Array) -> Any:
+    """Return what no element is below."""
+    return np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+
+
+def max_pool_with_indices(
+    X: Array,  # noqa: N803
+    *,
+    kernel_shape: Ints,
+    strides: Ints,
+    dilations: Ints,
+    pads: Ints,
+    ceil_mode: bool,
+    storage_order: int,
+) -> tuple[Array, Array]:
+    """Return the largest element of each window and where it stands.
+
+    Parameters
+    ----------
+    X, kernel_shape, strides, dilations, pads, ceil_mode
+        As of ``onnx::MaxPool``.
     storage_order : int
         0 counts positions with the last axis fastest, 1 with the first spatial axis fastest.
 
@@ -230,13 +302,12 @@ def max_pool(
     Examples
     --------
     >>> how = dict(kernel_shape=(2,), strides=(1,), dilations=(1,), pads=(0, 0))
-    >>> max_pool(np.float32([[[1, 3, 2]]]), **how, ceil_mode=False, storage_order=0)
+    >>> max_pool_with_indices(np.float32([[[1, 3, 2]]]), **how, ceil_mode=False, storage_order=0)
     (array([[[3., 3.]]], dtype=float32), array([[[1, 1]]]))
     """
     rank = len(kernel_shape)
-    lowest = -np.inf if X.dtype.kind not in "iu" else np.iinfo(X.dtype).min
     geometry = (kernel_shape, strides, dilations, pads, ceil_mode)
-    seen = windows(X, lowest, *geometry)
+    seen = windows(X, lowest(X), *geometry)
     flat = seen.reshape(*seen.shape[: X.ndim], -1)
     spatial = X.shape[2:]
     order = "F" if storage_order else "C"
@@ -352,6 +423,8 @@ def infer_unpool(x: TensorType, indices: TensorType, *, output_shape: Ints) -> T
 
 
 _X = np.array([[[1, 5, 2, 4]]], np.float32)
+_BYTE_MAP = np.array([[[[1, 5], [2, 4]]]], np.uint8)
+_SQUARE = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1), "pads": (0,) * 4}
 _HOW = {"kernel_shape": (2,), "strides": (2,), "dilations": (1,), "pads": (1, 0)}
 
 OPS = (
@@ -373,9 +446,19 @@ OPS = (
         infer_global,
         Case("five", (np.array([[[1, 2, 3, 4, 5]]], np.float32),), {}, [[[3]]], "four and one"),
     ),
+    replace(
+        operator(
+            "MaxPool",
+            max_pool,
+            _infer("MaxPool"),
+            Case("bytes", (_BYTE_MAP,), {**_SQUARE, "ceil_mode": False}, [[[[5]]]], "compiled"),
+            Case("floats", (-_X,), {**_HOW, "ceil_mode": False}, [[[-1, -2]]], "NumPy"),
+        ),
+        kernels=dict.fromkeys(EVERY_ENGINE, max_pool_compiled),
+    ),
     operator(
-        "MaxPool",
-        max_pool,
+        "MaxPool.indices",
+        max_pool_with_indices,
         _infer("MaxPool", 2),
         Case(
             "padding",
