@@ -41,7 +41,7 @@ from refquant.importers import from_onnx
 PAGE = Path(__file__).parents[1] / "docs" / "onnx.md"
 DIGITS = Path(__file__).parents[1] / "examples" / "data"
 WANTED = {"onnxruntime": 0.8, "onnx.reference": 100.0}
-MARK = "<!-- {} of the models -->"
+START, END = "<!-- times of the models -->", "<!-- end of the times of the models -->"
 
 
 class _Once(CalibrationDataReader):  # type: ignore[misc]
@@ -214,10 +214,9 @@ def table(rows: list[Row]) -> str:
 def write(text: str) -> None:
     """Put the table between its marks in the page."""
     page = PAGE.read_text()
-    start, end = MARK.format("times"), MARK.format("end of the times")
-    before, _, rest = page.partition(start)
-    _, _, after = rest.partition(end)
-    PAGE.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{START}\n\n{text}\n{END}{after}")
 
 
 def main() -> None:

@@ -338,6 +338,11 @@ def raveled(x: Array) -> Array:
     return one if one.flags.writeable else one.copy()
 
 
+def _in_order(x: Array, result: Array) -> bool:
+    """Whether an operand leaves the result in C order: it is so itself, or a row for each."""
+    return x.ndim < 2 or (x.shape == result.shape and x.flags.c_contiguous)
+
+
 def elementwise(result: Array, *operands: Array) -> Array:
     """Return the result of an elementwise op with the strides that torch gives it.
 
@@ -347,6 +352,8 @@ def elementwise(result: Array, *operands: Array) -> Array:
     >>> elementwise(np.add(x, x[:, :, :1, :1]), x, x[:, :, :1, :1]).strides
     (48, 1, 12, 3)
     """
+    if min(result.shape, default=0) > 1 and all(_in_order(x, result) for x in operands):
+        return np.ascontiguousarray(result)
     # As bytes, because NumPy cannot make a strided view of float8.
     known = [x.view(np.uint8) if x.itemsize == 1 else x for x in operands]
     out = empty_sorted(result.shape, known, result.dtype)

@@ -58,17 +58,22 @@ def _check_executor(executor: str) -> Any:
     return executor
 
 
-def _graph_of(spec: str, shapes: list[str] | None, engine: str = "fbgemm") -> Graph:
-    """Read a ``.rq`` file, or import a torch model."""
+def _graph_of(spec: str, shapes: list[str] | None, engine: str | None = None) -> Graph:
+    """Read a ``.rq`` file, or import a torch or an ONNX model."""
     if spec.endswith(".rq"):
         return load(spec)
+    if spec.endswith(".onnx"):
+        from refquant.sources import read_onnx
+
+        with working(f"importing {spec}"):
+            return read_onnx(spec, shapes or [], engine or "onnx")
     from refquant.importers.fx import from_fx
     from refquant.sources import read_source
 
     with working(f"importing {spec}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = read_source(spec, shapes or [])
-        return from_fx(source.model, source.inputs, target=engine)
+        return from_fx(source.model, source.inputs, target=engine or "fbgemm")
 
 
 @app.command()
@@ -101,7 +106,7 @@ def demo(json_: Json = False, executor: Executor = "fast") -> None:
 @app.command()
 def show(
     source: Annotated[
-        str, typer.Argument(help=".rq file, module.py:factory or saved GraphModule.")
+        str, typer.Argument(help=".rq, .onnx, module.py:factory or saved GraphModule.")
     ],
     text: Annotated[bool, typer.Option("--text", help="Print the graph's text form.")] = False,
     json_: Json = False,
@@ -128,16 +133,20 @@ def show(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="module.py:factory or a saved GraphModule.")],
+    source: Annotated[
+        str, typer.Argument(help="module.py:factory, saved GraphModule or .onnx file.")
+    ],
     output: Annotated[Path, typer.Argument(help="The .rq file to write.")],
-    engine: Engine = "fbgemm",
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Target; fbgemm, or onnx for ONNX.")
+    ] = None,
     json_: Json = False,
     shape: Shapes = None,
 ) -> None:
-    """Import a torch model and save it as a .rq file."""
+    """Import a torch or ONNX model and save it as a .rq file."""
     if output.suffix != ".rq":
         raise VerifyError(f"{output}: the file must end in .rq")
-    graph = _graph_of(source, shape, str(Target.parse(engine)))
+    graph = _graph_of(source, shape, str(Target.parse(engine)) if engine else None)
     graph.save(output)
     report = {"file": str(output), "nodes": len(graph.nodes), "parameters": len(graph.parameters)}
     if json_:
@@ -147,9 +156,29 @@ def import_(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(help=".rq, .onnx, module.py:factory or saved GraphModule.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
+    format: Annotated[str, typer.Option("--format", help="qdq or qoperator.")] = "qdq",
+    json_: Json = False,
+    shape: Shapes = None,
+) -> None:
+    """Write a model as ONNX and print which nodes a runtime reproduces bit for bit."""
+    from refquant.onnx_export import export_onnx
+
+    contract = export_onnx(_graph_of(source, shape), output, format)  # type: ignore[arg-type]
+    if json_:
+        _emit({"file": str(output), "nodes": [promise._asdict() for promise in contract]})
+    else:
+        print(contract)
+
+
+@app.command()
 def run(
     source: Annotated[
-        str, typer.Argument(help=".rq file, module.py:factory or saved GraphModule.")
+        str, typer.Argument(help=".rq, .onnx, module.py:factory or saved GraphModule.")
     ],
     input_: Annotated[
         list[str] | None, typer.Option("--input", help="A .npy file for each input.")
@@ -236,7 +265,7 @@ def compare(
 @app.command()
 def saturation(
     source: Annotated[
-        str, typer.Argument(help=".rq file, module.py:factory or saved GraphModule.")
+        str, typer.Argument(help=".rq, .onnx, module.py:factory or saved GraphModule.")
     ],
     input_: Annotated[
         list[str] | None, typer.Option("--input", help="A .npy file for each input.")

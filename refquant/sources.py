@@ -73,6 +73,25 @@ def read_saved(path: str, shapes: list[str]) -> Source:
     return Source(load_saved(path), examples)
 
 
+def read_onnx(path: str, shapes: list[str], target: str) -> Graph:
+    """Import an ONNX file; shapes are those of its inputs, in order.
+
+    Raises
+    ------
+    VerifyError
+        If the file is no ONNX model, or there are more shapes than inputs.
+    """
+    from refquant.importers.onnx import from_onnx
+    from refquant.importers.onnx_file import read
+
+    model = read(path)
+    names = [x.name for x in model.graph.inputs if x.name not in model.graph.constants]
+    if len(shapes) > len(names):
+        raise VerifyError(f"{path}: {len(shapes)} shapes for {len(names)} inputs")
+    given = {name: parse_shape(shape) for name, shape in zip(names, shapes, strict=False)}
+    return from_onnx(path, shapes=given, target=target)
+
+
 def read_source(spec: str, shapes: list[str]) -> Source:
     """Read a factory or a saved GraphModule, by its form."""
     return read_factory(spec) if ":" in Path(spec).name else read_saved(spec, shapes)

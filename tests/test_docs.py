@@ -14,7 +14,7 @@ import torch
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCKS = [
     pytest.param(code, id=f"{page}-{index}")
-    for page in ("defects", "findings", "graph_mode", "observers", "torch-defects")
+    for page in ("defects", "findings", "graph_mode", "observers", "onnx", "torch-defects")
     for index, code in enumerate(
         re.findall(r"```python\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
     )

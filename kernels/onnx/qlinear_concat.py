@@ -12,6 +12,7 @@ from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.types import Dim, TensorType, bool_, format_shape
 from refquant.kernels import checks
+from refquant.kernels.layout import is_channels_last
 from refquant.kernels.onnx import operands
 from refquant.kernels.onnx.literals import u8
 from refquant.kernels.onnx.operands import Engines, scale_of, single
@@ -81,7 +82,13 @@ def _joined(
 ) -> Array:
     triples = zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
     parts = [_brought(look, x, s, z, y_scale, y_zero) for x, s, z in triples]
-    return np.concatenate(parts, axis)
+    if not all(map(is_channels_last, parts)):
+        return np.concatenate(parts, axis)
+    # Channels lie side by side in memory, and so do the result's.
+    last = {0: 0, 1: parts[0].ndim - 1}
+    axis %= parts[0].ndim
+    joined = np.concatenate([np.moveaxis(x, 1, -1) for x in parts], last.get(axis, axis - 1))
+    return np.moveaxis(joined, -1, 1)
 
 
 def infer_concat(
