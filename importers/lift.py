@@ -256,6 +256,18 @@ def _linear(lift: _Lift, node: Node) -> Made:
     return Module("torch.nn.Linear", config, {"weight": weight, "bias": bias}), last
 
 
+def _matmul(lift: _Lift, node: Node) -> Made:
+    """Lift a product with a constant matrix, as a linear whose weight is that matrix turned."""
+    x = node.inputs[0]
+    columns = lift.constant(node.inputs[1])
+    if columns is None or columns.ndim != 2 or x is None or x.type.rank < 2:
+        return None
+    bias, last = lift.added(node, columns.shape[1])
+    config = {"in_features": columns.shape[0], "out_features": columns.shape[1]}
+    weight = np.ascontiguousarray(columns.T)
+    return Module("torch.nn.Linear", config, {"weight": weight, "bias": bias}), last
+
+
 def _conv(rank: int, transposed: bool) -> Callable[[_Lift, Node], Made]:
     kind = f"torch.nn.Conv{'Transpose' if transposed else ''}{rank}d"
 
@@ -306,6 +318,7 @@ def _batch_norm(lift: _Lift, node: Node) -> Made:
 
 MODULES: dict[str, Callable[[_Lift, Node], Made]] = {
     "aten::linear": _linear,
+    "aten::matmul": _matmul,
     "aten::batch_norm": _batch_norm,
     **{f"aten::conv{rank}d": _conv(rank, False) for rank in (1, 2, 3)},
     **{f"aten::conv_transpose{rank}d": _conv(rank, True) for rank in (1, 2, 3)},
