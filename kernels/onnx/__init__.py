@@ -54,6 +54,7 @@ OPS.declare(
             "com.microsoft::MatMulIntegerToFloat",
             "com.microsoft::DynamicQuantizeMatMul",
         ),
+        "dynamic_quantize_lstm": ("com.microsoft::DynamicQuantizeLSTM",),
         "qgemm": ("com.microsoft::QGemm",),
         "conv_integer": ("onnx::ConvInteger",),
         "qlinear_conv": ("onnx::QLinearConv",),
