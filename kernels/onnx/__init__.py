@@ -19,7 +19,8 @@ OPS.declare(
             *("onnx::AveragePool", "onnx::GlobalAveragePool", "onnx::LpPool", "onnx::MaxPool"),
             "onnx::MaxUnpool",
         ),
-        "recurrent": ("onnx::GRU", "onnx::LSTM", "onnx::RNN"),
+        "recurrent": ("onnx::GRU", "onnx::RNN"),
+        "lstm": ("onnx::LSTM",),
         "bitwise": (
             *("onnx::BitShift", "onnx::BitwiseAnd", "onnx::BitwiseNot"),
             *("onnx::BitwiseOr", "onnx::BitwiseXor"),

@@ -107,9 +107,7 @@ def reference(
     return ort_lstm.layer(X, products, gates, sequence_lens, initial_h, initial_c, reverse)
 
 
-def _gates(
-    r: Array, b: F32 | None, p: F32 | None, *how: Any
-) -> list[ort_lstm.Gates]:
+def _gates(r: Array, b: F32 | None, p: F32 | None, *how: Any) -> list[ort_lstm.Gates]:
     return ort_lstm.gates_of(len(r), b, p, *how[:-1], bool(how[-1]))
 
 
@@ -213,7 +211,7 @@ def infer(
     if X.rank != 3 or W.rank != 3 or R.rank != 3:
         raise VerifyError(f"{_OP}: X, W and R must have rank 3, got {X}, {W}, {R}")
     wanted = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
-    directions, hidden, columns = R.shape
+    directions, hidden, _ = R.shape
     if wanted != directions or hidden_size not in (None, hidden):
         raise VerifyError(
             f"{_OP}: R {format_shape(R.shape)} does not fit direction {direction!r} and "
@@ -300,8 +298,17 @@ OPS = (
             ),
             Case(
                 "ended",
-                (_X, _W, _NOTHING, None, np.array([0], np.int32), np.ones((1, 1, 1), np.float32),
-                 None, None, *_PARAMETERS),
+                (
+                    _X,
+                    _W,
+                    _NOTHING,
+                    None,
+                    np.array([0], np.int32),
+                    np.ones((1, 1, 1), np.float32),
+                    None,
+                    None,
+                    *_PARAMETERS,
+                ),
                 {},
                 (np.zeros((2, 1, 1, 1)), [[[0]]], [[[0]]]),
                 "no steps give zeros, not the initial state",

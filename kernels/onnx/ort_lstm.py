@@ -21,7 +21,7 @@ from refquant.kernels.onnx import mlas_functions, recurrent
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 Function = Callable[[F32], F32]
-# Multiplies rows by the weight of a direction and adds the product to what is given: (rows, start).
+# Multiplies rows by the weight of a direction and adds what is given: (rows, start).
 Product = Callable[[F32, F32 | None], F32]
 Step = Callable[[F32, F32, "Gates"], tuple[F32, F32]]
 DEFAULTS = ("Sigmoid", "Tanh", "Tanh")
@@ -201,9 +201,9 @@ def layer(
         order = _order(time, ends, backwards)
         longest = int(ends.max(initial=0))
         rows = x if order is None else np.take_along_axis(x, order[:, :, None], 0)
-        sums = of_input(rows[:longest].reshape(longest * batch, -1), None)
-        sums = sums.reshape(longest, batch, -1)
-        zero = np.zeros((batch, sums.shape[-1] // 4), np.float32)
+        sums = of_input(rows[:longest].reshape(longest * batch, x.shape[2]), None)
+        zero = np.zeros((batch, sums.shape[1] // 4), np.float32)
+        sums = sums.reshape(longest, batch, sums.shape[1])
         h = zero if initial_h is None else initial_h[d]
         c = zero if initial_c is None else initial_c[d]
         y = np.zeros((time, *zero.shape), np.float32)
@@ -211,7 +211,9 @@ def layer(
             new, cell = step(of_state(h, sums[t]), c, own)
             inside = (t < ends)[:, None]
             whole = lengths is None or bool(inside.all())
-            h, c = (new, cell) if whole else (np.where(inside, new, zero), np.where(inside, cell, c))
+            h, c = (
+                (new, cell) if whole else (np.where(inside, new, zero), np.where(inside, cell, c))
+            )
             y[t] = h
         last = y[ends - 1, np.arange(batch)] if time else zero
         some = (ends > 0)[:, None]

@@ -13,7 +13,7 @@ from refquant.ir.types import TensorType
 from refquant.kernels.layout import flat
 from refquant.kernels.lookup import look_up
 from refquant.kernels.onnx import operands
-from refquant.kernels.onnx.literals import f32, i8, u8
+from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.mlas_functions import logistic
 from refquant.kernels.onnx.operands import Engines, scale_of, single
 from refquant.kernels.onnx.quantize_linear import reference as quantize
