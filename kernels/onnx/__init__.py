@@ -56,6 +56,7 @@ OPS.declare(
             "com.microsoft::DynamicQuantizeMatMul",
         ),
         "dynamic_quantize_lstm": ("com.microsoft::DynamicQuantizeLSTM",),
+        "qattention": ("com.microsoft::QAttention",),
         "qgemm": ("com.microsoft::QGemm",),
         "conv_integer": ("onnx::ConvInteger",),
         "qlinear_conv": ("onnx::QLinearConv",),
