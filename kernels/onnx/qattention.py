@@ -26,8 +26,8 @@ from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, same_dtype
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 _OP = "com.microsoft::QAttention"
-Project = Callable[..., F32]
 Softmax = Callable[[F32], F32]
+Gemm = Callable[..., F32]
 
 
 def reference(
@@ -53,7 +53,7 @@ def reference(
               y = \mathrm{softmax}(scale \cdot Q K^T + mask) V
 
     The projections are those of ``com.microsoft::MatMulIntegerToFloat``. Head by head follow a
-    product with alpha ``scale`` that starts from the mask, onnxruntime's softmax
+    product with alpha ``scale``, the sum with the mask, which is not fused, onnxruntime's softmax
     (``mlas_softmax.py``) and a second product, in the order of MLAS for matrices that are no
     constants (``mlas_gemm.py``). Engines onnx and ort are the same: the operator is onnxruntime's
     own.
@@ -79,7 +79,7 @@ def reference(
     scale : float, optional
         None and 0 mean ``1 / sqrt(head)``.
     mask_filter_value : float
-        What is added where a key is not seen; where both masks hide it, once.
+        What is added where the mask hides a key; later times have the least float32 instead.
     do_rotary, past_present_share_buffer : int
         Must be 0.
 
@@ -130,7 +130,7 @@ def _mask(
     mask = np.where(hides, np.float32(hidden), np.float32(0))
     if causal:
         later = np.arange(total) > np.arange(time)[:, None] + total - time
-        mask = np.where(later, np.float32(hidden), mask)
+        mask = np.where(later, np.finfo(np.float32).min, mask)
     return np.asarray(mask, np.float32)
 
 
@@ -140,7 +140,7 @@ def _attend(
     past: F32 | None,
     heads: int,
     scale: float | None,
-    gemm: mlas_products.Multiply,
+    gemm: Gemm,
     softmax: Softmax,
 ) -> tuple[F32, F32]:
     batch, time, _ = projected.shape
@@ -154,19 +154,16 @@ def _attend(
     for n in range(batch):
         for h in range(heads):
             key, value = present[:, n, h]
-            start = None if mask is None else mask[n]
-            scores = _scores(q[n, h], key, start, alpha, gemm)
+            scores = _scores(q[n, h], key, alpha, gemm)
+            scores = scores if mask is None else scores + mask[n]
             y[n, :, h] = mlas_products.product(softmax(scores), value, None, gemm)
     return y.reshape(batch, time, heads * head), np.ascontiguousarray(present)
 
 
-def _scores(
-    q: F32, key: F32, start: F32 | None, alpha: np.float32, gemm: mlas_products.Multiply
-) -> F32:
+def _scores(q: F32, key: F32, alpha: np.float32, gemm: Gemm) -> F32:
     if alpha == 1 and len(q) == 1:
-        return mlas_gemm.dot_products(q[0], key, None if start is None else start[0])[None]
-    piece = mlas_gemm.piece_of(len(key), q.shape[1])
-    return gemm(q, key.T, piece, start, float(alpha))  # type: ignore[call-arg]
+        return mlas_gemm.dot_products(q[0], key)[None]
+    return gemm(q, key.T, mlas_gemm.piece_of(len(key), q.shape[1]), None, float(alpha))
 
 
 def kernel(
