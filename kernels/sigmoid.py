@@ -10,7 +10,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import TORCH_ENGINES, Engine, Target
+from refquant.ir.target import ONNX_ENGINES, TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, elementary_jit
 from refquant.kernels.activations import (
@@ -24,6 +24,8 @@ from refquant.kernels.activations import (
     suggested_output,
 )
 from refquant.kernels.jit import jit
+from refquant.kernels.layout import elementwise
+from refquant.kernels.onnx import mlas_functions
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -83,6 +85,7 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
 
     float32: SLEEF in the vector body, ``expf`` in the scalar tail (the last ``n % 32`` elements of
     a contiguous run; AVX2: 16), all in float32. Without vector instructions ``expf`` everywhere.
+    Engine ort: onnxruntime's quotient of polynomials, see ``mlas_functions.py``.
 
     Parameters
     ----------
@@ -108,6 +111,8 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
         qparams = OUTPUT[self.dtype]
         formula = _of(QUANTIZED, QNNPACK, self, qparams, target)
         return apply(self, suggested_output(self), qparams, formula, target)
+    if target.engine is Engine.ORT:
+        return elementwise(mlas_functions.logistic(self), self)
     return apply_float(self, FLOAT, target)
 
 
@@ -167,6 +172,8 @@ _COMPILED_TABLE = Formula.everywhere(filling(_glibc), fused_input=False, all_tai
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     """Compute :func:`reference` by tables, of float32 in compiled loops."""
     if not isinstance(self, QTensor):
+        if target.engine is Engine.ORT:
+            return elementwise(mlas_functions.fast_logistic(self), self)
         return apply_float_compiled(self, _COMPILED_FLOAT, target)
     qparams = OUTPUT[self.dtype]
     formula = _of(COMPILED, _COMPILED_TABLE, self, qparams, target)
@@ -194,7 +201,7 @@ OPS = (
         name="aten::sigmoid",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
+        kernels=dict.fromkeys((*TORCH_ENGINES, *ONNX_ENGINES), kernel),
         source=_SOURCE,
         cases=(
             Case("quint8", (_X,), {}, [2, 128, 254, 255], "256 saturates"),

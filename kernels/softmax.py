@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from refquant.ir.errors import VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import TORCH_ENGINES, Engine, Isa, Target
+from refquant.ir.target import ONNX_ENGINES, TORCH_ENGINES, Engine, Isa, Target
 from refquant.ir.types import DType, TensorType, float32, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, qnnpack_softmax, rounding
+from refquant.kernels.onnx import mlas_softmax
 from refquant.kernels.pointwise import run_mask
 from refquant.kernels.softmax_loops import (
     byte_columns,
@@ -148,7 +150,7 @@ def reference_float(
     anew.
 
     Without vector instructions: ``expf`` and 8 lanes added one by one. Every step is rounded to
-    float32.
+    float32. Engine ort: onnxruntime's along any dimension, see ``mlas_softmax.py``.
 
     Parameters
     ----------
@@ -174,7 +176,17 @@ def reference_float(
     >>> reference_float(np.float32([0, 0]), 0)
     array([0.5, 0.5], dtype=float32)
     """
+    if target.engine is Engine.ORT:
+        return _of_ort(self, dim, mlas_softmax.reference)
     return _softmax(np.ascontiguousarray(self).reshape(self.shape), dim, target)
+
+
+def _of_ort(x: F32, dim: int, rows: Callable[[F32], F32]) -> F32:
+    if x.ndim == 0 or x.size == 0:
+        return np.ones_like(x)
+    last = np.moveaxis(x, dim, -1)
+    y = rows(last.reshape(-1, last.shape[-1])).reshape(last.shape)
+    return np.ascontiguousarray(np.moveaxis(y, -1, dim))
 
 
 def infer(qx: TensorType, dim: int, output_scale: float, output_zero_point: int) -> TensorType:
@@ -261,6 +273,8 @@ def kernel_float(
     self: F32, dim: int, dtype: DType | None = None, target: Target = Target()
 ) -> F32:
     """Compute :func:`reference_float` with compiled loops."""
+    if target.engine is Engine.ORT:
+        return _of_ort(self, dim, mlas_softmax.kernel)
     return _compiled(np.ascontiguousarray(self).reshape(self.shape), dim, target)
 
 
@@ -305,7 +319,7 @@ OPS = (
         name="aten::softmax",
         reference=reference_float,
         infer=infer_float,
-        kernels=dict.fromkeys(TORCH_ENGINES, kernel_float),
+        kernels=dict.fromkeys((*TORCH_ENGINES, *ONNX_ENGINES), kernel_float),
         source=("pytorch/pytorch/aten/src/ATen/native/cpu/SoftMaxKernel.cpp::vec_host_softmax",),
         cases=(
             Case(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refquant.ir.op import Case, Op
 from refquant.ir.qtensor import QTensor
-from refquant.ir.target import TORCH_ENGINES, Engine, Target
+from refquant.ir.target import ONNX_ENGINES, TORCH_ENGINES, Engine, Target
 from refquant.ir.types import QParams, TensorType, qint8, qint32, quint8
 from refquant.kernels import checks, elementary, elementary_jit, tanh_float
 from refquant.kernels.activations import (
@@ -20,7 +20,8 @@ from refquant.kernels.activations import (
     suggested_output,
 )
 from refquant.kernels.jit import jit
-from refquant.kernels.tensor_iterator import empty_sorted
+from refquant.kernels.layout import elementwise
+from refquant.kernels.onnx import mlas_functions
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -46,7 +47,7 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
 
     float32: MKL's, which differs from the correctly rounded tangent by 1 unit in the last place
     at 82,383 positive arguments, about one element in a thousand of typical data; they are in a
-    table.
+    table. Engine ort: onnxruntime's quotient of polynomials, see ``mlas_functions.py``.
 
     Parameters
     ----------
@@ -70,9 +71,8 @@ def reference(self: QTensor | Array, target: Target = Target()) -> QTensor | Arr
     """
     if isinstance(self, QTensor):
         return apply(self, suggested_output(self), OUTPUT[self.dtype], FORMULA, target)
-    out = empty_sorted(self.shape, [self], np.float32)
-    out[...] = tanh_float.reference(self)
-    return out
+    ort = target.engine is Engine.ORT
+    return elementwise((mlas_functions.tanh if ort else tanh_float.reference)(self), self)
 
 
 def infer(self: TensorType) -> TensorType:
@@ -100,9 +100,8 @@ COMPILED = Formula(filling(_sleef), filling(_glibc), filling(_glibc), all_tail=_
 def kernel(self: QTensor | Array, target: Target = Target()) -> QTensor | Array:
     """Compute :func:`reference` by tables."""
     if not isinstance(self, QTensor):
-        out = empty_sorted(self.shape, [self], np.float32)
-        out[...] = tanh_float.kernel(self)
-        return out
+        ort = target.engine is Engine.ORT
+        return elementwise((mlas_functions.fast_tanh if ort else tanh_float.kernel)(self), self)
     return apply_compiled(self, None, OUTPUT[self.dtype], COMPILED, target)
 
 
@@ -111,7 +110,7 @@ OPS = (
         name="aten::tanh",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(TORCH_ENGINES, kernel),
+        kernels=dict.fromkeys((*TORCH_ENGINES, *ONNX_ENGINES), kernel),
         source=(
             "pytorch/pytorch/aten/src/ATen/native/quantized/cpu/kernels/QuantizedOpKernels.cpp"
             "::qtanh_kernel",

@@ -21,7 +21,8 @@ OPS.declare(
             *("onnx::AveragePool", "onnx::GlobalAveragePool", "onnx::LpPool", "onnx::MaxPool"),
             *("onnx::MaxPool.indices", "onnx::MaxUnpool"),
         ),
-        "recurrent": ("onnx::GRU", "onnx::LSTM", "onnx::RNN"),
+        "recurrent": ("onnx::GRU", "onnx::RNN"),
+        "lstm": ("onnx::LSTM",),
         "bitwise": (
             *("onnx::BitShift", "onnx::BitwiseAnd", "onnx::BitwiseNot"),
             *("onnx::BitwiseOr", "onnx::BitwiseXor"),
@@ -56,6 +57,8 @@ OPS.declare(
             "com.microsoft::MatMulIntegerToFloat",
             "com.microsoft::DynamicQuantizeMatMul",
         ),
+        "dynamic_quantize_lstm": ("com.microsoft::DynamicQuantizeLSTM",),
+        "qattention": ("com.microsoft::QAttention",),
         "qgemm": ("com.microsoft::QGemm",),
         "conv_integer": ("onnx::ConvInteger",),
         "qlinear_conv": ("onnx::QLinearConv",),

@@ -13,42 +13,14 @@ from refquant.ir.types import TensorType
 from refquant.kernels.layout import flat
 from refquant.kernels.lookup import look_up
 from refquant.kernels.onnx import operands
-from refquant.kernels.onnx.literals import f32, i8, u8
+from refquant.kernels.onnx.literals import i8, u8
+from refquant.kernels.onnx.mlas_functions import logistic
 from refquant.kernels.onnx.operands import Engines, scale_of, single
 from refquant.kernels.onnx.quantize_linear import reference as quantize
-from refquant.kernels.rounding import fma
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 _F = np.float32
-
-# Numerator and denominator of the rational function, highest power first.
-_ODD = f32([4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05,
-           8.51377133304701e-03, 2.48287947061529e-01])  # fmt: skip
-_EVEN = f32([6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06,
-            1.70198817374094e-03, 1.16817656904453e-01, 9.93151921023180e-01])  # fmt: skip
-
-
-def logistic(x: F32) -> F32:
-    """Return onnxruntime's 1 / (1 + exp(-x)): a quotient of polynomials in ``x * x``.
-
-    ``x`` is limited to [-18, 18] and the result to [0, 1]; every step of both polynomials is a
-    fused multiply-add.
-
-    Examples
-    --------
-    >>> logistic(np.float32([0, -50]))
-    array([0.5, 0. ], dtype=float32)
-    """
-    x = np.clip(x, _F(-18), _F(18))
-    square = x * x
-    parts = []
-    for first, *others in (_ODD, _EVEN):
-        value: Any = np.full_like(x, first)
-        for coefficient in others:
-            value = fma(value, square, coefficient)
-        parts.append(value)
-    return np.asarray(np.clip(parts[0] * x / parts[1] + _F(0.5), _F(0), _F(1)), np.float32)
 
 
 def table(

@@ -1,4 +1,6 @@
-"""``onnx::RNN``, ``GRU`` and ``LSTM``: recurrent layers with ONNX's gates and activations.
+"""``onnx::RNN`` and ``GRU``: recurrent layers with ONNX's gates and activations.
+
+The layer itself serves ``onnx::LSTM`` too.
 
 Products are summed in NumPy's order and functions taken in the precision of ``X``, so last bits
 depend on the machine's linear algebra: compare with a tolerance of some units in the last place.
@@ -142,7 +144,7 @@ def _lstm(
     return step
 
 
-def _layer(
+def layer(
     kind: str,
     x: Array,
     w: Array,
@@ -153,6 +155,7 @@ def _layer(
     peepholes: Array | None,
     how: dict[str, Any],
 ) -> tuple[Array, ...]:
+    """Return what a layer of a kind gives at each time, and its last states."""
     if how["layout"]:
         x = x.swapaxes(0, 1)
         initial = [None if s is None else s.swapaxes(0, 1) for s in initial]
@@ -258,7 +261,7 @@ def rnn(
     >>> y.ravel(), h.ravel()
     (array([1., 3.], dtype=float32), array([3.], dtype=float32))
     """
-    return _layer("RNN", X, W, R, B, sequence_lens, [initial_h], None, how)
+    return layer("RNN", X, W, R, B, sequence_lens, [initial_h], None, how)
 
 
 def gru(
@@ -292,47 +295,12 @@ def gru(
     UnsupportedError
         If an activation is not known.
     """
-    return _layer("GRU", X, W, R, B, sequence_lens, [initial_h], None, how)
+    return layer("GRU", X, W, R, B, sequence_lens, [initial_h], None, how)
 
 
-def lstm(
-    X: Array,  # noqa: N803
-    W: Array,  # noqa: N803
-    R: Array,  # noqa: N803
-    B: Array | None = None,  # noqa: N803
-    sequence_lens: Array | None = None,
-    initial_h: Array | None = None,
-    initial_c: Array | None = None,
-    P: Array | None = None,  # noqa: N803
-    **how: Any,
-) -> tuple[Array, ...]:
-    r"""Return :math:`H_t = o \, h(C_t)` with :math:`C_t = f C_{t-1} + i \, g(\cdot)` at each time.
+def infer_of(kind: str) -> Callable[..., tuple[TensorType, ...]]:
+    """Return what checks the types of a kind."""
 
-    The gates lie in the order i, o, f, c; ``P`` holds the peepholes of i, o, f, of which that of
-    o sees the new state. With ``input_forget`` :math:`f = 1 - i`.
-
-    Parameters
-    ----------
-    X, W, R, B, sequence_lens, initial_h
-        As of ``onnx::RNN``, with four rows of gates.
-    initial_c : float tensor (directions, batch, hidden), optional
-    P : float tensor (directions, 3 * hidden), optional
-    **how
-        Those of ``onnx::RNN`` and ``input_forget``.
-
-    Returns
-    -------
-    Y (time, directions, batch, hidden), Y_h and Y_c (directions, batch, hidden)
-
-    Raises
-    ------
-    UnsupportedError
-        If an activation is not known.
-    """
-    return _layer("LSTM", X, W, R, B, sequence_lens, [initial_h, initial_c], P, how)
-
-
-def _infer(kind: str) -> Callable[..., tuple[TensorType, ...]]:
     def infer(
         x: TensorType,
         w: TensorType,
@@ -378,7 +346,7 @@ OPS = (
     operator(
         "RNN",
         rnn,
-        _infer("RNN"),
+        infer_of("RNN"),
         Case(
             "reverse",
             (np.array([[[1]], [[2]]], np.float32), _ONE, _ONE),
@@ -390,31 +358,13 @@ OPS = (
     operator(
         "GRU",
         gru,
-        _infer("GRU"),
+        infer_of("GRU"),
         Case(
             "gates",
             (_ONE, np.zeros((1, 3, 1), np.float32), np.zeros((1, 3, 1), np.float32)),
             {**_HOW, "activations": ("Sigmoid", "Tanh"), "linear_before_reset": 0},
             ([[[[0]]]], [[[0]]]),
             "half of nothing",
-        ),
-    ),
-    operator(
-        "LSTM",
-        lstm,
-        _infer("LSTM"),
-        Case(
-            "ends",
-            (
-                np.ones((2, 1, 1), np.float32),
-                np.ones((1, 4, 1), np.float32),
-                np.zeros((1, 4, 1), np.float32),
-                None,
-                np.array([1], np.int32),
-            ),
-            {**_HOW, "activations": ("Relu", "Relu", "Relu"), "input_forget": 0},
-            ([[[[1]]], [[[0]]]], [[[1]]], [[[1]]]),
-            "behind its end a sequence gives 0 and keeps its state",
         ),
     ),
 )
