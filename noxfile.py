@@ -75,6 +75,13 @@ def graph_mode(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Import and run 10,000 damaged ONNX models (``-- --mutants 500`` for fewer)."""
+    session.install("-e", ".[test,bench]")
+    session.run("pytest", "tests/onnx/fuzz.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; broken links fail."""
     session.install("-e", ".[docs]")

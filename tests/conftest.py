@@ -14,6 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ledger", action="store_true", help="print what was compared with torch")
     parser.addoption("--ledger-json", type=Path, help="write what was compared to this file")
     parser.addoption("--sweep", action="store_true", help="run the comparisons at full length")
+    parser.addoption("--mutants", type=int, default=10_000, help="damaged models to import")
+    parser.addoption("--first-mutant", type=int, default=0, help="seed of the first of them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
