@@ -148,7 +148,7 @@ def _attend(
     q, present = split[0], split[1:]
     if past is not None:
         present = np.concatenate((past, present), axis=3)
-    head, total = q.shape[-1], present.shape[3]
+    head = q.shape[-1]
     alpha = np.float32(scale) if scale else np.float32(1) / np.sqrt(np.float32(head))
     y = np.empty((batch, time, heads, head), np.float32)
     for n in range(batch):
