@@ -78,6 +78,9 @@ class Target:
                 raise VerifyError(f"target: {field} {value!r} is not one of {accepted}") from None
         if self.threads < 1:
             raise VerifyError(f"target: threads must be >= 1, got {self.threads}")
+        known = self.isa is Isa.AVX512_VNNI and self.threads == 1
+        if self.engine is Engine.ORT and not known:
+            raise VerifyError(f"target: ort is known as ort/avx512_vnni/threads=1, got {self}")
 
     @cached_property
     def fused_multiply_add(self) -> bool:

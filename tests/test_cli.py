@@ -125,6 +125,22 @@ def test_compare_of_a_wrong_model_fails(folder: Path) -> None:
     assert "input x: expected shape" in result.stderr
 
 
+def test_onnx_in_and_out(folder: Path) -> None:
+    model = ROOT / "examples/data/digits_mlp.onnx"
+    shown = json.loads(refquant("show", str(model), "--json", cwd=folder).stdout)
+    assert [row["op"] for row in shown["nodes"]].count("aten::linear") == 3
+    done = refquant("import", str(model), "mlp.rq", "--engine", "ort", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert load(folder / "mlp.rq").target.engine == "ort"
+    result = refquant("export", "mlp.rq", "mlp.onnx", "--format", "qoperator", cwd=folder)
+    assert result.stdout.startswith("3 of 6 nodes are reproduced bit for bit")
+    both = [
+        json.loads(refquant("run", name, "--json", cwd=folder).stdout)["values"]
+        for name in ("mlp.rq", "mlp.onnx")
+    ]
+    assert both[0] == both[1] == {"y": {"shape": [1, 10], "dtype": "float32"}}
+
+
 def test_doctor() -> None:
     facts = json.loads(refquant("doctor", "--json", cwd=ROOT).stdout)
     assert facts["numpy"] == np.__version__

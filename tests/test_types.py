@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refquant.ir import Dim, QParams, QTensor, TensorType, VerifyError
+from refquant.ir import Dim, QParams, QTensor, Target, TensorType, VerifyError
 from refquant.ir.types import DTYPES, Size, float32, qint8, quint8
 
 BYTES = np.zeros(2, np.uint8)
@@ -56,3 +56,12 @@ def test_arithmetic_of_a_symbolic_length_is_exact_or_refused() -> None:
     for refused in (lambda: n + 1, lambda: 3 * n // 2, lambda: n * n, lambda: n - 1):
         with pytest.raises(VerifyError, match="is not a multiple of N"):
             refused()
+
+
+def test_onnxruntime_is_known_on_one_machine() -> None:
+    assert str(Target("ort")) == "ort/avx512_vnni/threads=1"
+    for text in ("ort/avx2", "ort/avx512_vnni/threads=2"):
+        with pytest.raises(
+            VerifyError, match="ort is known as ort/avx512_vnni/threads=1, got"
+        ):
+            Target.parse(text)
