@@ -61,7 +61,5 @@ def test_arithmetic_of_a_symbolic_length_is_exact_or_refused() -> None:
 def test_onnxruntime_is_known_on_one_machine() -> None:
     assert str(Target("ort")) == "ort/avx512_vnni/threads=1"
     for text in ("ort/avx2", "ort/avx512_vnni/threads=2"):
-        with pytest.raises(
-            VerifyError, match="ort is known as ort/avx512_vnni/threads=1, got"
-        ):
+        with pytest.raises(VerifyError, match="ort is known as ort/avx512_vnni/threads=1, got"):
             Target.parse(text)
