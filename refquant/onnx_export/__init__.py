@@ -15,6 +15,7 @@ from refquant.importers.onnx_file import code_of, schema_of
 from refquant.ir.errors import RefquantError, UnsupportedError, VerifyError
 from refquant.ir.graph import Graph, Node
 from refquant.ir.types import DType
+from refquant.onnx_export.conversions import CONVERSIONS
 from refquant.onnx_export.floats import EXACT_FLOATS, FLOATS, MOVEMENT, ROUNDED_ONCE
 from refquant.onnx_export.quantized import QUANTIZED
 from refquant.onnx_export.writer import OPSET, Contract, Promise, Writer, check
@@ -92,7 +93,7 @@ def onnx_model(graph: Graph, format: Format = "qdq") -> tuple[Any, Contract]:
 
 def _write(w: Writer, node: Node) -> None:
     kinds = [value.type for value in (*node.inputs, *node.outputs) if value is not None]
-    quantized = any(kind.dtype.is_quantized for kind in kinds) or node.op in _ALWAYS
+    quantized = any(kind.dtype.is_quantized for kind in kinds) or node.op in CONVERSIONS
     same = len({kind.qparams for kind in kinds if kind.dtype.is_quantized}) <= 1
     if node.op in MOVEMENT and (not quantized or same):
         _define(w, node, MOVEMENT[node.op](w, node), True, _MOVES)
@@ -141,5 +142,3 @@ EXACT_ONNX = frozenset(
         *("IsInf", "OneHot", "GatherND", "ReverseSequence", "MatMul", "Hardmax"),
     )
 )
-# Operations that make or take quantized values without one among their types.
-_ALWAYS = ("observer::fake_quantize", "aten::dequantize")

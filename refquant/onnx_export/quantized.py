@@ -19,9 +19,9 @@ from refquant.kernels.accumulate import weight_zero_points
 from refquant.kernels.clamp import SCRAMBLING
 from refquant.kernels.layer import stand_in
 from refquant.kernels.requantize import Rounding, Stage, accumulator_scale, finish_scaled
+from refquant.onnx_export.conversions import CONVERSIONS, Written
 from refquant.onnx_export.floats import (
     FLOATS,
-    Write,
     adaptive_window,
     geometry,
     window,
@@ -38,8 +38,6 @@ from refquant.onnx_export.requantization import (
 from refquant.onnx_export.writer import MICROSOFT, Writer
 
 F32 = npt.NDArray[np.float32]
-# Names of the results, whether they are exact, and why.
-Written = tuple[str, bool, str]
 WriteQuantized = Callable[[Writer, Node], Written]
 
 _SUMS_FLOAT = "the float product is rounded as it is summed, so results near a tie move by a step"
@@ -132,6 +130,25 @@ def _linear(relu: bool) -> WriteQuantized:
         integers = _Integers(w, x, weight, bias, stage, way, node.outputs[0].type, low)
         columns = np.ascontiguousarray(integers.weight.T)
         return integers.write("QLinearMatMul", "MatMulInteger", w.operand(x), columns, {}, ())
+
+    return written
+
+
+def _linear_dynamic(relu: bool) -> WriteQuantized:
+    def written(w: Writer, node: Node) -> Written:
+        x, weight_value, bias_value = (*node.inputs, None)[:3]
+        weight, bias = _weight(w, weight_value), _bias(w, bias_value)
+        q, scale, zero = w.add_all("DynamicQuantizeLinear", [w.operand(x)], 3)
+        columns = w.constant(np.ascontiguousarray(weight.int_repr.T), "weight")
+        zeros = weight_zero_points(weight, len(weight.int_repr)).reshape(-1).astype(np.int8)
+        shared = zeros[0] if np.all(zeros == zeros[:1]) else zeros
+        total = w.add("MatMulInteger", q, columns, zero, w.constant(shared, "zero_point"))
+        unit = w.add("Mul", scale, w.constant(np.asarray(weight.scale, np.float32), "scale"))
+        real = w.add("Mul", w.cast(total, float32), unit)
+        if bias is not None:
+            real = w.add("Add", real, w.constant(bias, "bias"))
+        why = "ONNX takes all 8 bits of the input, torch 7, and rounds its scale otherwise"
+        return w.add("Relu", real) if relu else real, False, why
 
     return written
 
@@ -393,73 +410,6 @@ def _cat(w: Writer, node: Node) -> Written:
     return w.quantize(real, result), False, _BETWEEN
 
 
-# ---- conversions
-
-
-def _quantize(w: Writer, node: Node) -> Written:
-    x = node.inputs[0]
-    assert x is not None
-    kind = node.outputs[0].type
-    data = w.data(x)
-    if isinstance(data, np.ndarray):
-        made = OPS[node.op].bind(w.target, fast=True)(
-            *(w.data(value) for value in node.inputs), **node.attributes
-        )
-        w.fold(node.outputs[0], made)
-        return w.operand(node.outputs[0]), True, "a constant"
-    why = "ONNX divides by the scale, torch multiplies by its reciprocal: ties may move by a step"
-    scale = kind.qparams.scale if kind.qparams else None
-    power = isinstance(scale, float) and float(np.frexp(scale)[0]) == 0.5
-    if power:
-        why = "the scale is a power of two"
-    return w.quantize(w.operand(x), kind), power, why
-
-
-def _dequantize(w: Writer, node: Node) -> Written:
-    x = node.inputs[0]
-    assert x is not None
-    if not x.type.dtype.is_quantized:
-        return w.operand(x), True, "a float already"
-    return w.real(x), True, "one product of two float32"
-
-
-def _fake_quantize(w: Writer, node: Node) -> Written:
-    """Write a fake-quantization as the two conversions that it stands for."""
-    module = w.graph.modules[str(node.attributes["module"])]
-    state, config = module.state, module.config
-    low, high = int(config["quant_min"]), int(config["quant_max"])
-    scale = np.asarray(state["scale"], np.float32)
-    zero = np.asarray(state["zero_point"])
-    storage = np.int8 if low < 0 else np.uint8
-    whole = np.iinfo(storage)
-    axis = config.get("ch_axis") if scale.size > 1 else None
-    if axis is None:
-        scale, zero = scale.reshape(()), zero.reshape(())
-    x = w.operand(node.inputs[0])
-    if (low, high) != (whole.min, whole.max):
-        x = _limited(w, x, scale, zero, (low, high), axis, node.outputs[0].type.rank)
-    parameters = [w.constant(scale, "scale"), w.constant(zero.astype(storage), "zero_point")]
-    q = w.add("QuantizeLinear", x, *parameters, axis=axis)
-    why = "ONNX divides by the scale, torch multiplies by its reciprocal: ties may move by a step"
-    return w.add("DequantizeLinear", q, *parameters, axis=axis), False, why
-
-
-def _limited(
-    w: Writer,
-    x: str,
-    scale: npt.NDArray[Any],
-    zero: npt.NDArray[Any],
-    ends: tuple[int, int],
-    axis: int | None,
-    rank: int,
-) -> str:
-    """Limit real values to those of fewer than 256 steps."""
-    shape = [-1 if i == axis else 1 for i in range(rank)] if axis is not None else []
-    real = [((end - zero.astype(np.float32)) * scale).astype(np.float32) for end in ends]
-    smallest, largest = (w.constant(limit.reshape(shape)) for limit in real)
-    return w.add("Min", w.add("Max", x, smallest), largest)
-
-
 _RANKS = (1, 2, 3)
 _LIMITS = ("aten::clamp", "aten::hardtanh", "aten::relu6")
 TABLES = (
@@ -469,6 +419,12 @@ TABLES = (
     *("quantized::add_scalar", "quantized::mul_scalar"),
     *("quantized::add_scalar_relu", "quantized::mul_scalar_relu"),
 )
+# Operations that ONNX has for floats only.
+BETWEEN = (
+    *(f"quantized::conv_transpose{rank}d" for rank in _RANKS),
+    *("quantized::layer_norm", "quantized::softmax", "quantized::matmul", "quantized::prelu"),
+)
+NORMS = ("batch_norm", "batch_norm1d", "batch_norm2d", "batch_norm3d")
 QUANTIZED: dict[str, WriteQuantized] = {
     **{f"quantized::conv{rank}d": _conv(False) for rank in _RANKS},
     **{f"quantized::conv{rank}d_relu": _conv(True) for rank in _RANKS},
@@ -486,9 +442,9 @@ QUANTIZED: dict[str, WriteQuantized] = {
     "aten::upsample_bilinear2d": between("aten::upsample_bilinear2d"),
     "aten::cat": _cat,
     "quantized::cat": _cat,
-    "aten::quantize_per_tensor": _quantize,
-    "aten::quantize_per_channel": _quantize,
-    "aten::dequantize": _dequantize,
-    "observer::fake_quantize": _fake_quantize,
+    **{name: between(f"aten::{name.removeprefix('quantized::')}") for name in BETWEEN},
+    **{f"quantized::{name}": between("aten::batch_norm") for name in NORMS},
+    "quantized::linear_dynamic": _linear_dynamic(False),
+    "quantized::linear_relu_dynamic": _linear_dynamic(True),
+    **CONVERSIONS,
 }
-__all__ = ["QUANTIZED", "Write"]

@@ -13,8 +13,14 @@ from digits import DATA, images
 from onnx.reference import ReferenceEvaluator
 from runtime import run
 from torch import nn
-from torch.ao.quantization import get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from torch.ao.quantization import (
+    QConfigMapping,
+    default_dynamic_qconfig,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+)
 from torch.ao.quantization.quantize_fx import (
+    _convert_to_reference_decomposed_fx,
     convert_fx,
     convert_to_reference_fx,
     prepare_fx,
@@ -250,11 +256,13 @@ def test_a_network_of_torch_is_exact(engine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
-@pytest.mark.parametrize("kind", ["reference", "fake-quantized", "float"])
+@pytest.mark.parametrize("kind", ["reference", "decomposed", "fake-quantized", "float"])
 def test_other_graphs(kind: str, form: Any, tmp_path: Path) -> None:
     prepared, x = network("fbgemm")
     if kind == "reference":
         model = convert_to_reference_fx(prepared)
+    elif kind == "decomposed":
+        model = _convert_to_reference_decomposed_fx(prepared)
     elif kind == "float":
         model = Net().eval()
     else:
@@ -273,6 +281,48 @@ def test_other_graphs(kind: str, form: Any, tmp_path: Path) -> None:
     evaluator = ReferenceEvaluator(str(tmp_path / "m.onnx"))
     again = evaluator.run(None, {"x": x.numpy()})[0]
     np.testing.assert_allclose(again, found, atol=1e-6 if kind == "float" else 2 / 256)
+
+
+class Others(nn.Module):
+    """Layers that ONNX has for floats only, and functions of a byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+        self.t = nn.ConvTranspose2d(8, 4, 2, 2)
+        self.n = nn.LayerNorm([4, 4, 4])
+        self.l = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.n(self.t(torch.relu(self.a(x))))
+        y = self.l(torch.nn.functional.elu(x.flatten(1)))
+        return torch.softmax(y * y + 0.5, 1)
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_layers_of_other_kinds(form: Any) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(8, 3, 4, 4)
+    prepared = prepare_fx(Others().eval(), get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    graph = from_fx(convert_fx(prepared), (x,))
+    model, _ = onnx_model(graph, form)
+    np.testing.assert_allclose(run(model, x.numpy())[0], graph(x.numpy()), atol=0.05)
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_dynamic_linears(form: Any) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(40, 24)
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 6)).eval()
+    mapping = QConfigMapping().set_global(default_dynamic_qconfig)
+    graph = from_fx(convert_fx(prepare_fx(model, mapping, (x,))), (x,))
+    written, contract = onnx_model(graph, form)
+    assert all("ONNX takes all 8 bits" in promise.why for promise in contract)
+    with torch.no_grad():
+        real = model(x).numpy()
+    for found in (run(written, x.numpy())[0], graph(x.numpy())):
+        np.testing.assert_allclose(found, real, atol=0.05)
 
 
 def test_an_onnx_network_is_quantized_and_written(tmp_path: Path) -> None:
