@@ -25,14 +25,16 @@ class Builder:
     def __init__(self) -> None:
         self.graph = Graph()
         self._names: set[str] = set()
+        self._counts: dict[str, int] = {}  # the last number appended to a name
         self._origin: Origin | None = None
         self._pending: list[Node] = []
 
     def unique(self, name: str) -> str:
         """Return ``name``, or with a number appended if it is taken."""
-        candidate, count = name, 1
+        candidate = name
         while candidate in self._names:
-            candidate, count = f"{name}.{count}", count + 1
+            count = self._counts[name] = self._counts.get(name, 0) + 1
+            candidate = f"{name}.{count}"
         self._names.add(candidate)
         return candidate
 

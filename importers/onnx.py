@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from refquant.importers.onnx_builder import (
 )
 from refquant.importers.onnx_control import CONTROL
 from refquant.importers.onnx_file import (
+    MOST_DEPTH,
     NEWEST_OPSET,
     ONNX_DOMAINS,
     Declared,
@@ -40,9 +42,9 @@ from refquant.ir.qtensor import QTensor, type_of
 from refquant.ir.target import Target
 from refquant.ir.types import Dim, Size, TensorType
 
-# Nodes of a model with its loops unrolled, and functions and subgraphs within each other.
-MOST_NODES = 200_000
-MOST_DEPTH = 64
+# Nodes, calls and turns of loops that a model may have beyond the nodes in its file: the file's
+# size bounds the rest of the work.
+MOST_UNROLLED = 20_000
 # What a malformed node makes a rule or a kernel raise.
 _MISUSE = (
     *(TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError),
@@ -87,8 +89,15 @@ def from_onnx(
         what refquant does not do.
     """
     wanted = Target.parse(target)
-    whole = read(model)
-    return _Import(whole, wanted).run(dict(shapes or {}), dict(constants or {}))
+    try:
+        return _Import(read(model), wanted).run(dict(shapes or {}), dict(constants or {}))
+    except RefquantError as error:
+        raise type(error)(_one_line(str(error))) from None
+
+
+def _one_line(text: str) -> str:
+    """Return a message with the line breaks and the like that names hold written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class _Import:
@@ -98,10 +107,11 @@ class _Import:
         self.model = model
         self.builder = OnnxBuilder(target, self.subgraph)
         self.opsets: Mapping[str, int] = model.opsets
-        self.env: dict[str, Operand] = {}
+        self.env: ChainMap[str, Operand] = ChainMap()
         self.formal: Mapping[str, Any] = {}  # attributes of the function in hand
         self.prefix = ""  # of names in a function or a repeated subgraph
         self.count = self.depth = 0
+        self.most = MOST_UNROLLED
 
     def run(self, shapes: dict[str, Any], constants: dict[str, Any]) -> Graph:
         """Import the whole model."""
@@ -184,10 +194,8 @@ class _Import:
     def nodes(self, nodes: Sequence[OnnxNode]) -> None:
         """Import nodes in order; the error of one names it."""
         for node in nodes:
-            self.count += 1
-            if self.count > MOST_NODES:
-                raise UnsupportedError(f"the model unrolls to more than {MOST_NODES} nodes")
             try:
+                self.work()
                 self.node(node)
             except RefquantError as error:
                 if self.depth and str(error).startswith("node "):
@@ -294,7 +302,7 @@ class _Import:
             )
         padded = [*operands, *[None] * (len(function.inputs) - len(operands))]
         outer = self.env, self.formal, self.opsets, self.prefix
-        self.env = dict(zip(function.inputs, padded, strict=True))
+        self.env = ChainMap(dict(zip(function.inputs, padded, strict=True)))
         self.formal = {**function.attributes, **node.attributes}
         self.opsets = {**self.opsets, **function.opsets}
         self.prefix = f"{self.prefix}{node.label}."
@@ -318,7 +326,7 @@ class _Import:
             )
         outer, node, version = self.env, self.builder.node, self.builder.version
         given = {d.name: x for d, x in zip(graph.inputs, operands, strict=True)}
-        self.env = {**outer, **stored(graph), **given}
+        self.env = outer.new_child({**stored(graph), **given})
         self.enter()
         try:
             self.nodes(graph.nodes)
@@ -330,9 +338,18 @@ class _Import:
 
     def enter(self) -> None:
         """Count how deep functions and subgraphs lie in each other."""
-        self.depth += 1
-        if self.depth > MOST_DEPTH:
+        if self.depth == MOST_DEPTH:
             raise VerifyError(f"functions or subgraphs more than {MOST_DEPTH} deep, or recursive")
+        self.work()
+        self.depth += 1
+
+    def work(self) -> None:
+        """Count a node, a call or a turn of a loop."""
+        self.count += 1
+        if self.count > self.most:
+            raise UnsupportedError(
+                f"loops and functions unroll to more than {self.most} nodes and turns"
+            )
 
     # ---- refusals
 
@@ -341,6 +358,7 @@ class _Import:
         found: dict[str, list[str]] = {}
 
         def look(nodes: Sequence[OnnxNode], opsets: Mapping[str, int]) -> None:
+            self.most += len(nodes)
             for node in nodes:
                 for value in node.attributes.values():
                     for graph in value if isinstance(value, tuple) else (value,):

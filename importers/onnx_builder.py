@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from math import prod
 from types import NotImplementedType
 from typing import Any
@@ -128,6 +130,14 @@ class OnnxBuilder(Builder):
 
     # ---- nodes
 
+    def input(self, name: str, value_type: TensorType) -> Value:
+        """Add an argument of the model, of up to 2 GiB."""
+        try:
+            check_size(value_type)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"input {name}: {error}") from None
+        return super().input(name, value_type)
+
     def emit(self, op: str, /, *inputs: Any, **attributes: Any) -> Known:  # type: ignore[override]
         """Append a node of one result, or compute it; return what it gives."""
         found: Known
@@ -137,6 +147,7 @@ class OnnxBuilder(Builder):
     def emit_all(self, op: str, /, *inputs: Any, **attributes: Any) -> tuple[Any, ...]:
         """Append a node, or compute it if all operands are constants."""
         given = [x for x in inputs if x is not None]
+        check_signature(op, inputs, attributes)
         if any(isinstance(x, tuple) for x in given):
             raise UnsupportedError(f"{op} of a sequence")
         if any(isinstance(x, Constant) and x.is_symbolic for x in given):
@@ -175,6 +186,32 @@ class OnnxBuilder(Builder):
         return self._subgraph(graph, operands)
 
 
+_NOT = {"int": (str, tuple), "float": (str, tuple), "str": (int, float, tuple)}
+
+
+@cache
+def _formal(op: str) -> tuple[tuple[int, str, str], ...]:
+    """Return position, name and annotation of what the checks of an op take."""
+    parameters = signature(OPS[op].infer).parameters.values() if op in OPS else ()
+    return tuple((i, p.name, str(p.annotation)) for i, p in enumerate(parameters))
+
+
+def check_signature(op: str, inputs: tuple[Any, ...], attributes: Mapping[str, Any]) -> None:
+    """Refuse a missing operand and an attribute of another type than the op takes.
+
+    Examples
+    --------
+    >>> check_signature("com.microsoft::QGemm", (None,), {})
+    Traceback (most recent call last):
+    refquant.ir.errors.VerifyError: operand a is missing
+    """
+    for i, name, annotation in _formal(op):
+        if annotation == "TensorType" and i < len(inputs) and inputs[i] is None:
+            raise VerifyError(f"operand {name} is missing")
+        if isinstance(attributes.get(name), _NOT.get(annotation, ())):
+            raise VerifyError(f"{name}: expected {annotation}, got {attributes[name]!r:.60}")
+
+
 def is_symbolic(values: Iterable[Any]) -> bool:
     """Whether a value, or an entry of a tuple among them, depends on the batch."""
     return any(is_symbolic(v) if isinstance(v, tuple) else isinstance(v, Dim) for v in values)
@@ -198,4 +235,4 @@ def check_size(kind: TensorType) -> None:
     """Refuse a result of more than 2 GiB, a symbolic length counted as 1."""
     size = prod(n for n in kind.shape if isinstance(n, int)) * kind.dtype.storage.itemsize
     if size > MOST_BYTES:
-        raise UnsupportedError(f"a result {kind} takes {size} bytes, more than 2 GiB")
+        raise UnsupportedError(f"a tensor {kind} takes {size} bytes, more than 2 GiB")

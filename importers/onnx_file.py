@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -23,6 +23,8 @@ Array = npt.NDArray[Any]
 
 # Of one tensor: a larger one is refused before memory is taken.
 MOST_BYTES = 2**31
+# Of functions and subgraphs within each other.
+MOST_DEPTH = 64
 LEAST_OPSET = 7
 NEWEST_OPSET = defs.onnx_opset_version()
 # Domains by the names that models use; the empty one is ONNX's own.
@@ -137,8 +139,9 @@ def read(model: Any) -> OnnxModel:
         where, folder = str(path), path.parent
         try:
             model = path.read_bytes()
-        except OSError as error:
-            raise VerifyError(f"{path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a ValueError: the path holds a zero byte
+            reason = getattr(error, "strerror", None) or error
+            raise VerifyError(f"{path}: {reason}") from None
     if isinstance(model, bytes | bytearray):
         parsed = onnx.ModelProto()
         try:
@@ -163,6 +166,7 @@ class _Reader:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self.depth = 0
 
     def model(self, proto: onnx.ModelProto) -> OnnxModel:
         if not proto.HasField("graph"):
@@ -171,48 +175,50 @@ class _Reader:
         if not opsets:
             raise VerifyError("the model imports no opset")
         functions = {
-            (f.domain, f.name, f.overload): self.function(f, opsets) for f in proto.functions
+            (_text(f.domain), _text(f.name), _text(f.overload)): self.function(f, opsets)
+            for f in proto.functions
         }
         graph = self.graph(proto.graph)
-        producer = f"{proto.producer_name} {proto.producer_version}".strip()
+        producer = f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip()
         return OnnxModel(graph, opsets, functions, producer)
 
     def function(
         self, proto: onnx.FunctionProto, opsets: Mapping[str, int] | None = None
     ) -> OnnxFunction:
-        attributes: dict[str, Any] = dict.fromkeys(proto.attribute)
+        attributes: dict[str, Any] = dict.fromkeys(map(_text, proto.attribute))
         attributes |= {a.name: self.attribute(a) for a in proto.attribute_proto}
         own = {**(opsets or {}), **_opsets(proto.opset_import)}
         nodes = tuple(map(self.node, proto.node))
-        return OnnxFunction(tuple(proto.input), tuple(proto.output), attributes, nodes, own)
+        names = _texts(proto.input), _texts(proto.output)
+        return OnnxFunction(*names, attributes, nodes, own)
 
     def graph(self, proto: onnx.GraphProto) -> OnnxGraph:
-        constants = {t.name: self.tensor(t) for t in proto.initializer}
+        if self.depth > MOST_DEPTH:
+            raise VerifyError(f"subgraphs more than {MOST_DEPTH} deep")
+        self.depth += 1
+        constants = {_text(t.name): self.tensor(t) for t in proto.initializer}
         for sparse in proto.sparse_initializer:
-            constants[sparse.values.name] = self.sparse(sparse)
-        return OnnxGraph(
-            proto.name,
-            tuple(map(_declared, proto.input)),
-            tuple(map(_declared, proto.output)),
-            tuple(map(self.node, proto.node)),
-            constants,
-            proto,
-        )
+            constants[_text(sparse.values.name)] = self.sparse(sparse)
+        nodes = tuple(map(self.node, proto.node))
+        self.depth -= 1
+        ends = tuple(map(_declared, proto.input)), tuple(map(_declared, proto.output))
+        return OnnxGraph(_text(proto.name), *ends, nodes, constants, proto)
 
     def node(self, proto: onnx.NodeProto) -> OnnxNode:
+        names = _texts(proto.input), _texts(proto.output)
+        op, domain, name = _text(proto.op_type), _text(proto.domain), _text(proto.name)
+        bare = OnnxNode(op, domain, name, *names, {}, _text(proto.overload))
         try:
-            attributes = {a.name: self.attribute(a) for a in proto.attribute}
+            attributes = {_text(a.name): self.attribute(a) for a in proto.attribute}
         except RefquantError as error:
-            name = proto.name or next(iter(proto.output), "") or proto.op_type
-            raise type(error)(f"node {name} ({proto.op_type}): {error}") from None
-        names = tuple(proto.input), tuple(proto.output)
-        return OnnxNode(
-            proto.op_type, proto.domain, proto.name, *names, attributes, proto.overload
-        )
+            if self.depth > 1 and str(error).startswith("node "):
+                raise
+            raise type(error)(f"node {bare.label} ({bare.qualified}): {error}") from None
+        return replace(bare, attributes=attributes)
 
     def attribute(self, proto: onnx.AttributeProto) -> Any:
         if proto.ref_attr_name:
-            return Reference(proto.ref_attr_name)
+            return Reference(_text(proto.ref_attr_name))
         kinds = onnx.AttributeProto
         match proto.type:
             case kinds.FLOAT:
@@ -243,7 +249,7 @@ class _Reader:
 
     def tensor(self, proto: onnx.TensorProto) -> Array:
         """Return the array, after a look at what it declares: nothing large is made in vain."""
-        name = proto.name or "constant"
+        name = _text(proto.name) or "constant"
         shape = tuple(proto.dims)
         kind = element_type(proto.data_type, f"tensor {name}")
         if any(n < 0 for n in shape):
@@ -268,7 +274,7 @@ class _Reader:
 
     def external(self, proto: onnx.TensorProto, name: str) -> onnx.TensorProto:
         """Return the tensor with the bytes of its file, which must lie in the model's folder."""
-        entries = {entry.key: entry.value for entry in proto.external_data}
+        entries = {_text(entry.key): _text(entry.value) for entry in proto.external_data}
         location = entries.get("location", "")
         if self.folder is None:
             raise UnsupportedError(
@@ -300,7 +306,7 @@ class _Reader:
     def sparse(self, proto: onnx.SparseTensorProto) -> Array:
         """Return a sparse tensor with its zeros."""
         values, indices = self.tensor(proto.values), self.tensor(proto.indices)
-        name, shape = proto.values.name or "sparse constant", tuple(proto.dims)
+        name, shape = _text(proto.values.name) or "sparse constant", tuple(proto.dims)
         size = prod(shape)
         if any(n < 0 for n in shape) or size * values.itemsize > MOST_BYTES:
             raise UnsupportedError(f"tensor {name}: shape {shape} is not one of up to 2 GiB")
@@ -317,6 +323,15 @@ class _Reader:
         whole = np.zeros(size, values.dtype)
         whole[flat] = values
         return whole.reshape(shape)
+
+
+def _text(value: str | bytes) -> str:
+    """Return a text; protobuf gives the bytes of one that is not UTF-8, which is an error."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _texts(values: Iterable[str | bytes]) -> tuple[str, ...]:
+    return tuple(map(_text, values))
 
 
 def tensor(proto: onnx.TensorProto) -> Array:
@@ -340,24 +355,24 @@ def code_of(dtype: DType) -> int:
 
 
 def _declared(proto: onnx.ValueInfoProto) -> Declared:
-    kind = proto.type.WhichOneof("value") or "unknown"
+    kind, name = proto.type.WhichOneof("value") or "unknown", _text(proto.name)
     if kind != "tensor_type":
-        return Declared(proto.name, kind.removesuffix("_type"), None, None)
+        return Declared(name, kind.removesuffix("_type"), None, None)
     tensor = proto.type.tensor_type
-    dtype = element_type(tensor.elem_type, proto.name) if tensor.elem_type else None
+    dtype = element_type(tensor.elem_type, name) if tensor.elem_type else None
     if not tensor.HasField("shape"):
-        return Declared(proto.name, "tensor", dtype, None)
+        return Declared(name, "tensor", dtype, None)
 
     def length(dim: Any) -> int | str | None:
         if dim.HasField("dim_value"):
             return int(dim.dim_value) if dim.dim_value >= 0 else None
-        return str(dim.dim_param) or None
+        return _text(dim.dim_param) or None
 
-    return Declared(proto.name, "tensor", dtype, tuple(map(length, tensor.shape.dim)))
+    return Declared(name, "tensor", dtype, tuple(map(length, tensor.shape.dim)))
 
 
 def _opsets(imports: Any) -> dict[str, int]:
-    opsets = {entry.domain: int(entry.version) for entry in imports}
+    opsets = {_text(entry.domain): int(entry.version) for entry in imports}
     if "ai.onnx" in opsets:
         opsets[""] = opsets.pop("ai.onnx")
     version = opsets.get("")

@@ -203,6 +203,7 @@ def infer_conv(rank: int) -> Callable[..., TensorType]:
         check_equal(op, "number of input channels", x.shape[1], per_group * groups)
         check_equal(op, "output channels modulo groups", out_channels % groups, 0)
         if bias is not None:
+            check_equal(op, "rank of bias", bias.rank, 1)
             check_equal(op, "length of bias", bias.shape[0], out_channels)
         spatial = tuple(known_length(op, s, i + 2) for i, s in enumerate(x.shape[2:]))
         outputs = _lengths(spatial, kernel, stride, padding, dilation)
@@ -230,6 +231,7 @@ def infer_conv_transpose(rank: int) -> Callable[..., TensorType]:
         check_equal(op, "number of input channels", x.shape[1], channels)
         check_equal(op, "input channels modulo groups", channels % groups, 0)
         if bias is not None:
+            check_equal(op, "rank of bias", bias.rank, 1)
             check_equal(op, "length of bias", bias.shape[0], per_group * groups)
         outputs = tuple(
             (known_length(op, length, i + 2) - 1) * s - 2 * p + d * (k - 1) + extra + 1

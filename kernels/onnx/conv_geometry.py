@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
-from refquant.ir.errors import VerifyError
+from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.types import Dim, Size
 from refquant.kernels.walk import Window
 
 Ints = tuple[int, ...]
+# Of steps, and of the elements of a padded map: offsets into it fit in int64.
+MOST = 2**31
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
 
@@ -63,6 +66,10 @@ def geometry(
         raise VerifyError(f"{op}: auto_pad must be one of {', '.join(AUTO_PADS)}, got {mode!r}")
     both = _each(op, "pads", pads if mode == "NOTSET" else None, 2 * rank, 0, 0)
     before, after = both[:rank], both[rank:]
+    lengths = zip(sizes, before, after, strict=True)
+    padded = prod(n + first + last for n, first, last in lengths if isinstance(n, int))
+    if padded > MOST:
+        raise UnsupportedError(f"{op}: pads {list(both)} make a map of {padded} elements")
     spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     if mode.startswith("SAME"):
         before, after = _same(op, sizes, spans, stride, mode == "SAME_LOWER")
@@ -81,6 +88,8 @@ def _each(
         raise VerifyError(f"{op}: {name} needs {count} entries, got {list(values)}")
     if min(values) < least:
         raise VerifyError(f"{op}: {name} must be >= {least}, got {list(values)}")
+    if max(values) > MOST:
+        raise UnsupportedError(f"{op}: {name} must be <= {MOST}, got {list(values)}")
     return tuple(int(v) for v in values)
 
 

@@ -17,6 +17,7 @@ from refquant.kernels.onnx.literals import i8, u8
 from refquant.kernels.onnx.operands import (
     Engines,
     limits_of,
+    one_element,
     quantized,
     same_dtype,
     scale,
@@ -224,6 +225,7 @@ def infer_pair(
     quantized(op, b, b_scale, b_zero_point, "b")
     same_dtype(op, b, a, "b")
     scale(op, c_scale, "c_scale")
+    one_element(op, c_zero_point, "c_zero_point")
     same_dtype(op, c_zero_point, a, "c_zero_point")
     return TensorType(a.dtype, checks.broadcast(op, a.shape, b.shape))
 
