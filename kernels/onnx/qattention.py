@@ -11,6 +11,7 @@ import numpy.typing as npt
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.types import Shape, TensorType, float32, format_shape, int32, uint8
+from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import (
     matmul_integer_to_float,
     mlas_gemm,
@@ -18,7 +19,6 @@ from refquant.kernels.onnx import (
     mlas_softmax,
     operands,
 )
-from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx.kept import pack
 from refquant.kernels.onnx.literals import f32, i8, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, same_dtype
@@ -148,7 +148,7 @@ def _attend(
     q, present = split[0], split[1:]
     if past is not None:
         present = np.concatenate((past, present), axis=3)
-    head, total = q.shape[-1], present.shape[3]
+    head = q.shape[-1]
     alpha = np.float32(scale) if scale else np.float32(1) / np.sqrt(np.float32(head))
     y = np.empty((batch, time, heads, head), np.float32)
     for n in range(batch):
