@@ -58,6 +58,9 @@ def _rule(name: str, attributes: tuple[str, ...]) -> Rule:
     def rule(b: OnnxBuilder, *operands: Operand) -> Any:
         given = {key: _plain(b, key) for key in attributes if b.get(key) is not None}
         wide = [float32_scale(b, x) for x in operands] if op == "QLinearMatMul" else operands
+        if op == "MatMulNBits":
+            weight = operands[1]
+            given["constant_weight"] = int(isinstance(weight, Constant) and weight.stored)
         results = b.emit_all(target, *wide, **given)
         return list(results)
 

@@ -68,6 +68,7 @@ OPS.declare(
         "qlinear_global_average_pool": ("com.microsoft::QLinearGlobalAveragePool",),
         "qlinear_average_pool": ("com.microsoft::QLinearAveragePool",),
         "matmul_n_bits": ("com.microsoft::MatMulNBits",),
+        "qlinear_reduce_mean": ("com.microsoft::QLinearReduceMean",),
         "qlinear_mul": ("com.microsoft::QLinearMul",),
     },
 )

@@ -101,14 +101,11 @@ def reference(
     array([[[0.75]]], dtype=float32)
     """
     parameters = W_scale, W_zero_point, R_scale, R_zero_point
-    gates = _gates(R, B, P, activations, activation_alpha, activation_beta, clip, input_forget)
+    named = activations, activation_alpha, activation_beta
+    gates = ort_lstm.gates_of(len(R), B, P, *named, clip, bool(input_forget))
     products = _products(_product, W, R, *parameters)
     reverse = direction == "reverse"
     return ort_lstm.layer(X, products, gates, sequence_lens, initial_h, initial_c, reverse)
-
-
-def _gates(r: Array, b: F32 | None, p: F32 | None, *how: Any) -> list[ort_lstm.Gates]:
-    return ort_lstm.gates_of(len(r), b, p, *how[:-1], bool(how[-1]))
 
 
 def _products(
@@ -179,7 +176,8 @@ def kernel(
 ) -> tuple[F32, F32, F32]:
     """Compute :func:`reference` with the compiled tile and compiled gates."""
     parameters = W_scale, W_zero_point, R_scale, R_zero_point
-    gates = _gates(R, B, P, activations, activation_alpha, activation_beta, clip, input_forget)
+    named = activations, activation_alpha, activation_beta
+    gates = ort_lstm.gates_of(len(R), B, P, *named, clip, bool(input_forget))
     products = _products(_fast_product, W, R, *parameters)
     states = initial_h, initial_c
     reverse, step = direction == "reverse", ort_lstm.fast_step

@@ -80,8 +80,8 @@ def _of_ort(
         initial_h, initial_c = (
             None if s is None else s.swapaxes(0, 1) for s in (initial_h, initial_c)
         )
-    names = ("activations", "activation_alpha", "activation_beta", "clip")
-    gates = ort_lstm.gates_of(len(r), b, p, *(how[n] for n in names), bool(how["input_forget"]))
+    named = how["activations"], how["activation_alpha"], how["activation_beta"]
+    gates = ort_lstm.gates_of(len(r), b, p, *named, how["clip"], bool(how["input_forget"]))
 
     def of(weight: Array) -> ort_lstm.Product:
         return lambda rows, start: gemm(rows, weight.T, mlas_gemm.PACKED_PIECE, start)

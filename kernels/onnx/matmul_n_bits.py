@@ -34,6 +34,7 @@ def reference(
     bits: int = 4,
     accuracy_level: int = 0,
     weight_prepacked: int = 0,
+    constant_weight: int = 1,
 ) -> F32:
     r"""Dequantize a weight of few bits and multiply by it in float32.
 
@@ -42,7 +43,7 @@ def reference(
     The bits of a block lie one after the other, the lowest first; without zero points they are
     half of the range.
 
-    The order of the sums is that of onnxruntime for a constant weight (see ``mlas_gemm.py``): with
+    The order of the sums is that of onnxruntime (see ``mlas_gemm.py``): for a constant weight with
     4 bits and no float zero points one chain of multiply-adds along K, of a single row sixteen
     lanes, and the bias is added to the sum; otherwise chains in pieces that begin with the bias,
     of a single row eight lanes that do not fuse.
@@ -69,6 +70,9 @@ def reference(
         What onnxruntime may do; 4, integer arithmetic, is not supported where it takes effect.
     weight_prepacked : int
         Must be 0.
+    constant_weight : int
+        Whether ``b`` is a constant of the model, which onnxruntime packs; not an attribute of
+        ONNX's.
 
     Returns
     -------
@@ -91,13 +95,17 @@ def reference(
     """
     _check(zero_points, g_idx, bits, accuracy_level, weight_prepacked)
     w = dequantized(b, scales, zero_points, g_idx, K, N, block_size, bits)
-    chained = bits == 4 and g_idx is None and not _is_float(zero_points)
+    chained = _is_packed(bits, constant_weight, g_idx, zero_points)
     functions = mlas_gemm.reference, mlas_gemm.lane_products
     return _product(a, w, bias, chained, *functions)
 
 
 def _is_float(zero_points: Array | None) -> bool:
     return zero_points is not None and zero_points.dtype != np.uint8
+
+
+def _is_packed(bits: int, constant: int, g_idx: Array | None, zero_points: Array | None) -> bool:
+    return bool(constant) and bits == 4 and g_idx is None and not _is_float(zero_points)
 
 
 def _check(
@@ -193,6 +201,7 @@ def kernel(
     bits: int = 4,
     accuracy_level: int = 0,
     weight_prepacked: int = 0,
+    constant_weight: int = 1,
 ) -> F32:
     """Compute :func:`reference` in compiled loops; a constant weight is dequantized once."""
     _check(zero_points, g_idx, bits, accuracy_level, weight_prepacked)
@@ -200,7 +209,7 @@ def kernel(
     how = (K, N, block_size, bits)
     key = ("dequantized", *parameters, *how)
     w = form(b, key, lambda: dequantized(b, scales, zero_points, g_idx, *how))
-    chained = bits == 4 and g_idx is None and not _is_float(zero_points)
+    chained = _is_packed(bits, constant_weight, g_idx, zero_points)
     return _product(a, w, bias, chained, mlas_gemm.gemm, mlas_gemm.fast_lane_products)
 
 
@@ -217,6 +226,7 @@ def infer(
     bits: int = 4,
     accuracy_level: int = 0,
     weight_prepacked: int = 0,
+    constant_weight: int = 1,
 ) -> TensorType:
     """Check types, shapes and attributes."""
     if a.dtype != float32 and a.dtype.is_floating_point:

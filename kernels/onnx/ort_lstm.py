@@ -93,11 +93,11 @@ def step(sums: F32, c: F32, gates: Gates) -> tuple[F32, F32]:
     """
     i, o, f, g = np.split(sums, 4, axis=1)
     bias = (None,) * 4 if gates.bias is None else np.split(gates.bias, 4)
-    seen = (None,) * 3 if gates.peepholes is None else np.split(gates.peepholes, 3)
+    seen = None if gates.peepholes is None else np.split(gates.peepholes, 3)
     of_gate, of_new, of_cell = gates.functions
 
     def limited(x: F32, position: int, cell: F32 | None) -> F32:
-        if cell is not None and position < 3 and seen[position] is not None:
+        if cell is not None and seen is not None:
             x = x + cell * seen[position]
         return _limited(x, bias[position], gates.clip)
 

@@ -26,6 +26,7 @@ from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, same_dtype
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 _OP = "com.microsoft::QAttention"
+Ints = tuple[int, ...]
 Softmax = Callable[[F32], F32]
 Gemm = Callable[..., F32]
 
@@ -110,10 +111,10 @@ def reference(
 
 
 def _mask(
-    index: Array | None, shape: Shape, past: F32 | None, causal: int, hidden: float
+    index: Array | None, shape: Ints, past: F32 | None, causal: int, hidden: float
 ) -> F32 | None:
     """Return what is added to the scores, (batch, time, all times)."""
-    batch, time = int(shape[0]), int(shape[1])
+    batch, time = shape[:2]
     total = time + (0 if past is None else past.shape[3])
     causal = causal and time > 1
     if index is None and not causal:

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
 
 from onnx import TensorProto
-from onnx_oracle import run_ort
+from onnx_oracle import model, run_ort
 
+from refquant.importers import from_onnx
 from refquant.ir.op import OPS
 from refquant.ir.target import Target
 from refquant.kernels.onnx import mlas_gemm
@@ -126,3 +127,26 @@ def test_matmul_n_bits(bits: int, block: int, zeros: str) -> None:
         for fast in (False, True):
             found = op.bind(Target("ort"), fast=fast)(*o, **more)
             np.testing.assert_array_equal(found, y)
+
+
+def test_matmul_n_bits_of_a_weight_that_is_computed() -> None:
+    """Onnxruntime packs a constant weight of 4 bits; another one is summed as other matrices."""
+    name, block = "com.microsoft::MatMulNBits", 32
+    op = OPS[name]
+    for rows, depth, columns in ((1, 256, 33), (1, 1200, 70), (40, 300, 20), (5, 1200, 70)):
+        blocks = -(-depth // block)
+        for bits in (2, 4, 8):
+            b = packed(RNG.integers(0, 2**bits, (columns, blocks, block)), bits)
+            s = RNG.uniform(0.01, 0.1, (columns, blocks)).astype(F)
+            o = [normal(rows, depth), b, s, None, None, normal(columns)]
+            more = {"K": depth, "N": columns, "bits": bits, "block_size": block}
+            y = run_ort(name, o, more, ONE, (2, 5))
+            for fast in (False, True):
+                found = op.bind(Target("ort"), fast=fast)(*o, **more, constant_weight=0)
+                np.testing.assert_array_equal(found, y)
+            if bits == 4 and depth == 1200:
+                assert (op.reference(*o, **more) != y).any()
+            proto = model(name, o, more, ONE, (2, 5))
+            shapes = {"x0": o[0].shape, "x1": b.shape}
+            graph = from_onnx(proto, target="ort", shapes=shapes)
+            np.testing.assert_array_equal(graph(o[0], b), y)
