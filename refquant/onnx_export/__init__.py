@@ -118,6 +118,10 @@ def _as_it_is(w: Writer, node: Node) -> Sequence[str]:
     if (domain == "onnx" and schema is None) or unknown:
         raise UnsupportedError(f"{op} as opset {OPSET} has it")
     attributes = {key: _plain(value) for key, value in node.attributes.items()}
+    if op in ("GRU", "LSTM", "RNN"):  # runtimes ask for what the standard leaves to shapes
+        weight = node.inputs[2]
+        assert weight is not None
+        attributes["hidden_size"] = weight.type.shape[-1]
     inputs = [w.operand(value) for value in node.inputs]
     where = "" if domain == "onnx" else domain
     return w.add_all(op, inputs, len(node.outputs), domain=where, **attributes)

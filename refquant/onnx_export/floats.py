@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
@@ -10,10 +9,8 @@ import numpy as np
 
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Node
+from refquant.onnx_export.reductions import CHOOSE, REDUCTIONS, Write
 from refquant.onnx_export.writer import Writer
-
-# Returns the names of the node's results.
-Write = Callable[[Writer, Node], str | list[str]]
 
 
 def same(op: str, **renamed: str) -> Write:
@@ -197,14 +194,6 @@ def _elu(w: Writer, node: Node) -> str:
     return w.add("Elu", w.operand(node.inputs[0]), alpha=node.attributes.get("alpha", 1.0))
 
 
-def _mean(w: Writer, node: Node) -> str:
-    dim: Any = node.attributes.get("dim")
-    axes = (dim,) if isinstance(dim, int) else dim
-    which = w.constant(np.array(axes, np.int64), "axes") if axes else ""
-    keep = int(bool(node.attributes.get("keepdim", False)))
-    return w.add("ReduceMean", w.operand(node.inputs[0]), which, keepdims=keep)
-
-
 def _prelu(w: Writer, node: Node) -> str:
     x, slopes = node.inputs
     assert x is not None
@@ -222,7 +211,7 @@ def _resize(mode: str, **how: str) -> Write:
             raise UnsupportedError("upsampling by factors; give sizes")
         corners = {"coordinate_transformation_mode": "align_corners"}
         chosen: dict[str, Any] = how | (corners if given.get("align_corners") else {})
-        sizes = w.shape(node.outputs[0].type.shape)
+        sizes = w.shape_of_run(node.outputs[0].type.shape)
         return w.add("Resize", w.operand(node.inputs[0]), "", "", sizes, mode=mode, **chosen)
 
     return write
@@ -250,7 +239,8 @@ def _permute(w: Writer, node: Node) -> str:
 
 
 def _expand(w: Writer, node: Node) -> str:
-    return w.add("Expand", w.operand(node.inputs[0]), w.shape(node.outputs[0].type.shape))
+    sizes = node.outputs[0].type.shape
+    return w.add("Expand", w.operand(node.inputs[0]), w.shape_of_run(sizes))
 
 
 def _cat(w: Writer, node: Node) -> str:
@@ -357,6 +347,7 @@ MOVEMENT: dict[str, Write] = {
     "quantized::dropout": _nothing,
 }
 FLOATS: dict[str, Write] = {
+    **REDUCTIONS,
     **{f"aten::{ours}": same(theirs) for ours, theirs in (_UNARY | _BINARY).items()},
     **{f"aten::conv{rank}d": _conv for rank in _RANKS},
     **{f"aten::conv_transpose{rank}d": _conv_transpose for rank in _RANKS},
@@ -381,7 +372,6 @@ FLOATS: dict[str, Write] = {
     ),
     "aten::linear": _linear,
     "aten::log_softmax": same("LogSoftmax", axis="dim"),
-    "aten::mean": _mean,
     "aten::mul.Scalar": _scalar("Mul"),
     "aten::pow.Tensor_Scalar": _scalar("Pow"),
     "aten::prelu": _prelu,
@@ -394,7 +384,7 @@ FLOATS: dict[str, Write] = {
     "aten::upsample_bilinear2d": _resize("linear", coordinate_transformation_mode="half_pixel"),
 }
 # Of floats these give the same bits everywhere: they choose or move, and round nothing.
-EXACT_FLOATS = frozenset(
+EXACT_FLOATS = CHOOSE | frozenset(
     f"aten::{name}"
     for name in (
         *("relu", "clamp", "hardtanh", "relu6", "embedding", "maximum", "minimum", "abs", "neg"),

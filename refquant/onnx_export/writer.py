@@ -203,6 +203,32 @@ class Writer:
             raise UnsupportedError(f"a shape with two open lengths: {sizes}")
         return self.constant(np.array(known, np.int64), "shape")
 
+    def shape_of_run(self, sizes: Sequence[Any]) -> str:
+        """Return lengths as a tensor that knows the batch of the run."""
+        if not any(isinstance(n, Dim) for n in sizes):
+            return self.shape(sizes)
+        parts = [
+            self._length(n) if isinstance(n, Dim) else self.constant(np.array([n], np.int64))
+            for n in sizes
+        ]
+        return self.add("Concat", *parts, axis=0)
+
+    def _length(self, wanted: Dim) -> str:
+        """Return a symbolic length, read off an input."""
+        for value in self.graph.inputs:
+            for axis, size in enumerate(value.type.shape):
+                if isinstance(size, Dim) and size.symbol == wanted.symbol:
+                    shape = self.add("Shape", self._names[value.name])
+                    place = self.constant(np.array([axis], np.int64))
+                    length = self.add("Gather", shape, place, axis=0)
+                    if size.factor == wanted.factor:
+                        return length
+                    own, factor = (
+                        self.constant(np.array([d.factor], np.int64)) for d in (size, wanted)
+                    )
+                    return self.add("Mul", self.add("Div", length, own), factor)
+        raise UnsupportedError(f"no input has the length {wanted.symbol}")
+
     # ---- the whole
 
     def define(self, node: Node, names: Sequence[str], *, exact: bool, why: str) -> None:
