@@ -217,6 +217,17 @@ def _resize(mode: str, **how: str) -> Write:
     return write
 
 
+def _onnx_resize(w: Writer, node: Node) -> str:
+    how: dict[str, Any] = dict(node.attributes)
+    axes, sizes, scales = how.pop("axes"), how.pop("sizes"), how.pop("scales")
+    roi = w.constant(np.array(how.pop("roi", ()), np.float32)) if how.get("roi") else ""
+    how.pop("roi", None)
+    factors = w.constant(np.array(scales, np.float32)) if scales else ""
+    lengths = "" if scales else w.constant(np.array(sizes, np.int64))
+    plain: dict[str, Any] = {k: int(v) if isinstance(v, bool) else v for k, v in how.items()}
+    return w.add("Resize", w.operand(node.inputs[0]), roi, factors, lengths, axes=axes, **plain)
+
+
 # ---- movement
 
 
@@ -355,6 +366,7 @@ FLOATS: dict[str, Write] = {
     **{f"aten::adaptive_avg_pool{rank}d": _adaptive(rank) for rank in _RANKS},
     **{f"aten::{name}": _clamp for name in ("clamp", "hardtanh", "relu6")},
     "aten::add.Scalar": _scalar("Add"),
+    **{f"aten::{name}.Scalar": _scalar(_BINARY[name]) for name in ("eq", "lt", "gt", "le", "ge")},
     "aten::batch_norm": _batch_norm,
     "aten::div": same("Div"),
     "aten::div.Scalar": _scalar("Div"),
@@ -381,6 +393,7 @@ FLOATS: dict[str, Write] = {
     "aten::softmax": same("Softmax", axis="dim"),
     "aten::sub.Scalar": _scalar("Sub"),
     "aten::to": _to,
+    "onnx::Resize": _onnx_resize,
     "aten::upsample_bilinear2d": _resize("linear", coordinate_transformation_mode="half_pixel"),
 }
 # Of floats these give the same bits everywhere: they choose or move, and round nothing.
@@ -389,7 +402,8 @@ EXACT_FLOATS = CHOOSE | frozenset(
     for name in (
         *("relu", "clamp", "hardtanh", "relu6", "embedding", "maximum", "minimum", "abs", "neg"),
         *("eq", "lt", "gt", "le", "ge", "logical_and", "logical_or", "logical_not", "ceil"),
-        *("floor", "round", "sign"),
+        *("floor", "round", "sign", "eq.Scalar", "lt.Scalar", "gt.Scalar", "le.Scalar"),
+        "ge.Scalar",
     )
 )
 # One operation of IEEE arithmetic on each element, so the same bits everywhere too.

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from digits import DATA, images
+from digits import DATA, Way, images, quantized
 from onnx.reference import ReferenceEvaluator
 from runtime import run
 from torch import nn
@@ -33,7 +33,7 @@ from refquant.importers import from_fx, from_onnx
 from refquant.importers.builder import Builder
 from refquant.ir.graph import Graph, Origin
 from refquant.ir.types import Dim, QParams, TensorType, quint8
-from refquant.kernels.accumulate import Sums as Way
+from refquant.kernels.accumulate import Sums as Adding
 from refquant.kernels.requantize import FLOAT_BIAS, Rounding
 from refquant.onnx_export import onnx_model
 from refquant.onnx_export.quantized import may_saturate
@@ -159,8 +159,8 @@ def test_a_depthwise_layer_that_may_saturate_is_not_promised() -> None:
     weak = QTensor(np.full((16, 1, 3, 3), 64, np.int8), 1.0, 0, None, qint8)
     graph = layer(*arguments, weak, None, "fbgemm", **how, scale=1500.0, zero_point=0)
     compare(graph, x)
-    assert may_saturate(strong.int_repr, Way.PAIRED)
-    assert not may_saturate(weak.int_repr, Way.PAIRED)
+    assert may_saturate(strong.int_repr, Adding.PAIRED)
+    assert not may_saturate(weak.int_repr, Adding.PAIRED)
 
 
 # ---- the proof
@@ -350,13 +350,53 @@ def test_the_contract_reads_as_a_table() -> None:
     assert all(" may differ: " in row for row in rows)
 
 
+@pytest.mark.parametrize("network", ["cnn", "mlp", "lstm"])
+@pytest.mark.parametrize("form", ["qdq", "qoperator", "dynamic"])
+def test_quantized_models_go_out_as_they_came(network: str, form: str, tmp_path: Path) -> None:
+    model = quantized(Way(network, form, "u8s8", True), tmp_path)
+    refquant.export_onnx(from_onnx(model, target="ort"), tmp_path / "m.onnx")
+    few = images()["Xt"][:30]
+    np.testing.assert_array_equal(run(tmp_path / "m.onnx", few)[0], run(model, few)[0])
+
+
+class Selections(nn.Module):
+    """Reductions, selections, norms and attention, with the batch in shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.g = nn.GroupNorm(2, 8)
+        self.i = nn.InstanceNorm1d(8)
+        self.start = nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.i(self.g(x))
+        y = torch.cat([self.start.expand(x.shape[0], -1, -1), y], 1)
+        y = torch.nn.functional.scaled_dot_product_attention(y, y, y)
+        y = y.masked_fill(y > 0.5, 0.25) + y.sum(1, keepdim=True) - y.amax(1, keepdim=True)
+        top = torch.topk(y, 3, 2)[0].index_select(1, torch.tensor([0, 2, 5]))
+        rest = torch.where(y[:, :3, :3] > 0, y[:, 1:4, 1:4], y[:, :3, 3:]).repeat(1, 2, 1)
+        return torch.cat([top, torch.cumsum(torch.tril(rest[:, :3]), 1), rest.rsqrt().square()], 1)
+
+
+def test_operations_on_axes() -> None:
+    torch.manual_seed(5)
+    x = torch.rand(4, 8, 6) + 1
+    model = Selections().eval()
+    graph = from_fx(model, (x,))
+    written, _ = onnx_model(graph)
+    for batch in (4, 2):
+        with torch.no_grad():
+            expected = model(x[:batch]).numpy()
+        np.testing.assert_allclose(run(written, x[:batch].numpy())[0], expected, atol=2e-5)
+
+
 # ---- refusals
 
 
 def test_what_cannot_be_written_is_listed(tmp_path: Path) -> None:
     class Strange(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cumsum(torch.sort(x, stable=True)[0], 1)
+            return torch.flip(torch.sort(x, stable=True)[0], (1,))
 
     graph = from_fx(Strange(), (torch.zeros(2, 3),))
     with pytest.raises(refquant.UnsupportedError, match=r"2 nodes have no form in ONNX: .*sort"):
