@@ -142,9 +142,12 @@ class _Import:
             elif d.name not in self.env:
                 given = shapes.get(d.name, d.shape)
                 if d.kind != "tensor" or d.dtype is None:
+                    kind = "tensor of unknown type" if d.kind == "tensor" else d.kind
                     raise DataDependentError(
-                        f"input {d.name} is a {d.kind}; bind it: constants={{{d.name!r}: ...}}"
+                        f"input {d.name}: {kind}; bind it: constants={{{d.name!r}: ...}}"
                     )
+                if given is not None and not isinstance(given, list | tuple):
+                    raise VerifyError(f"input {d.name}: expected lengths, got {given!r}")
                 if given is None or any(n is None or isinstance(n, str) for n in given[1:]):
                     unknown.append(f"{d.name} {_shown(given)}")
                     continue
@@ -178,6 +181,8 @@ class _Import:
             outputs.append(value)
             return len(outputs) - 1
 
+        if not declared:
+            raise VerifyError("the graph has no outputs")
         returned = tuple(result(self.value(d.name, "output"), d.name) for d in declared)
         graph.returns = returned[0] if len(returned) == 1 else returned
         graph.outputs = tuple(outputs)
@@ -211,6 +216,8 @@ class _Import:
     def node(self, node: OnnxNode) -> None:
         """Import one node."""
         opset = self.opset(node.domain)
+        if not node.outputs:
+            raise VerifyError("it has no results")
         function = self.model.functions.get((node.domain, node.op, node.overload))
         operands = [self.value(name, "operand") if name else None for name in node.inputs]
         schema = None if function else schema_of(node.op, node.domain, opset)
@@ -489,7 +496,9 @@ def _sizes(declared: Declared, given: Sequence[Any]) -> tuple[Size, ...]:
             if n < 0:
                 raise VerifyError(f"input {declared.name}: negative length {n}")
             return int(n)
-        return Dim(n if isinstance(n, str) and n.isidentifier() else "N")
+        if n is not None and not isinstance(n, str):
+            raise VerifyError(f"input {declared.name}: expected a length or its name, got {n!r}")
+        return Dim(n if n is not None and n.isidentifier() else "N")
 
     if declared.shape is not None and len(declared.shape) != len(given):
         raise VerifyError(
