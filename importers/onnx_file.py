@@ -290,8 +290,16 @@ class _Reader:
                 f"tensor {name}: its data is in the file {location!r}; give the model's path"
             )
         folder = self.folder.resolve()
-        path = (folder / location).resolve()
-        if not location or not path.is_relative_to(folder) or not path.is_file():
+        try:
+            path = (folder / location).resolve()
+            inside = bool(location) and path.is_relative_to(folder) and path.is_file()
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # a name too long, a zero byte, a loop of links
+            inside = False
+        if not inside:
             raise VerifyError(f"tensor {name}: no file {location!r} in the model's folder")
         try:
             offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
@@ -305,9 +313,12 @@ class _Reader:
             )
         if length > MOST_BYTES:
             raise UnsupportedError(f"tensor {name}: {length} bytes, more than 2 GiB")
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            raise VerifyError(f"tensor {name}: {location!r}: {error.strerror}") from None
         return onnx.TensorProto(
             name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=data
         )

@@ -78,7 +78,9 @@ def outcome(known: list[Source], seed: int) -> Report:
     except BaseException as error:
         where = _innermost(error)
         return Report(
-            seed, "failed", f"{source.name} {done}: {stage}: {type(error).__name__}: {error}{where}"
+            seed,
+            "failed",
+            f"{source.name} {done}: {stage}: {type(error).__name__}: {error}{where}",
         )
     return Report(seed, "ran")
 
