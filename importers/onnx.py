@@ -17,6 +17,7 @@ from refquant.importers.onnx_builder import (
     Operand,
     vector,
 )
+from refquant.importers.onnx_checks import check_node, operand_type
 from refquant.importers.onnx_control import CONTROL
 from refquant.importers.onnx_file import (
     MOST_DEPTH,
@@ -142,9 +143,12 @@ class _Import:
             elif d.name not in self.env:
                 given = shapes.get(d.name, d.shape)
                 if d.kind != "tensor" or d.dtype is None:
+                    kind = "tensor of unknown type" if d.kind == "tensor" else d.kind
                     raise DataDependentError(
-                        f"input {d.name} is a {d.kind}; bind it: constants={{{d.name!r}: ...}}"
+                        f"input {d.name}: {kind}; bind it: constants={{{d.name!r}: ...}}"
                     )
+                if given is not None and not isinstance(given, list | tuple):
+                    raise VerifyError(f"input {d.name}: expected lengths, got {given!r}")
                 if given is None or any(n is None or isinstance(n, str) for n in given[1:]):
                     unknown.append(f"{d.name} {_shown(given)}")
                     continue
@@ -178,6 +182,8 @@ class _Import:
             outputs.append(value)
             return len(outputs) - 1
 
+        if not declared:
+            raise VerifyError("the graph has no outputs")
         returned = tuple(result(self.value(d.name, "output"), d.name) for d in declared)
         graph.returns = returned[0] if len(returned) == 1 else returned
         graph.outputs = tuple(outputs)
@@ -211,6 +217,8 @@ class _Import:
     def node(self, node: OnnxNode) -> None:
         """Import one node."""
         opset = self.opset(node.domain)
+        if not node.outputs:
+            raise VerifyError("it has no results")
         function = self.model.functions.get((node.domain, node.op, node.overload))
         operands = [self.value(name, "operand") if name else None for name in node.inputs]
         schema = None if function else schema_of(node.op, node.domain, opset)
@@ -258,7 +266,7 @@ class _Import:
 
     def body(self, node: OnnxNode, opset: int, operands: Sequence[Operand]) -> OnnxFunction:
         """Return the standard's function of an operator, of the newest opset if it came late."""
-        types = tuple(_type(x) for x in operands)
+        types = tuple(operand_type(x) for x in operands)
         for version in (opset, NEWEST_OPSET) if node.domain in ONNX_DOMAINS else (opset,):
             found = body_of(node, version, types)
             if found is not None:
@@ -402,56 +410,6 @@ def stored(graph: OnnxGraph) -> dict[str, Constant]:
     return {name: Constant(name, data, stored=True) for name, data in graph.constants.items()}
 
 
-def check_node(
-    node: OnnxNode, schema: Schema | None, opset: int, operands: Sequence[Operand]
-) -> None:
-    """Check operands and attributes against what the standard says of the operator."""
-    if schema is None:
-        if node.domain in ("", "ai.onnx"):
-            raise UnsupportedError(f"no operator {node.op} in opset {opset}")
-        return
-    if schema.deprecated:
-        raise UnsupportedError(f"{node.op} is no longer part of opset {opset}")
-    least, most = schema.inputs
-    if not least <= len(operands) <= most:
-        raise VerifyError(f"{len(operands)} operands, expected {least} to {most}")
-    if len(node.outputs) > schema.outputs[1]:
-        raise VerifyError(f"{len(node.outputs)} results, expected up to {schema.outputs[1]}")
-    for name in schema.required:
-        if node.attributes.get(name) is None:
-            raise VerifyError(f"attribute {name!r} is missing")
-    for name, default in schema.defaults.items():
-        value = node.attributes[name]
-        if type(value) is not type(default):
-            expected, got = type(default).__name__, type(value).__name__
-            raise VerifyError(f"attribute {name!r}: expected {expected}, got {got}")
-    for i, operand in enumerate(operands):
-        kind = _type(operand)
-        accepted = schema.types[min(i, len(schema.types) - 1)]
-        if kind is not None and schema.types and f"tensor({onnx_name(kind)})" not in accepted:
-            some = ", ".join(sorted(accepted))
-            raise VerifyError(f"operand {i} is {kind}, expected {some}")
-
-
-_SPELLED = {
-    "float32": "float",
-    "float64": "double",
-    "float8_e4m3fn": "float8e4m3fn",
-    "float8_e4m3fnuz": "float8e4m3fnuz",
-    "float8_e5m2": "float8e5m2",
-    "float8_e5m2fnuz": "float8e5m2fnuz",
-    "float8_e8m0fnu": "float8e8m0",
-    "float6_e2m3fn": "float6e2m3",
-    "float6_e3m2fn": "float6e3m2",
-    "float4_e2m1fn": "float4e2m1",
-}
-
-
-def onnx_name(kind: TensorType) -> str:
-    """Return an element type as ONNX's schemas spell it."""
-    return _SPELLED.get(kind.dtype.name, kind.dtype.name)
-
-
 def bound(declared: Declared, value: Any) -> Operand:
     """Return what the caller binds to an input as an operand, of the declared type."""
     if value is None:
@@ -477,10 +435,6 @@ def vector_like(found: Any) -> Array:
     return np.asarray(vector(tuple(int(n) for n in array.reshape(-1))).reshape(array.shape))
 
 
-def _type(operand: Operand) -> TensorType | None:
-    return operand.type if isinstance(operand, Value | Constant) else None
-
-
 def _sizes(declared: Declared, given: Sequence[Any]) -> tuple[Size, ...]:
     """Return a shape; an open first length becomes a symbol."""
 
@@ -489,7 +443,9 @@ def _sizes(declared: Declared, given: Sequence[Any]) -> tuple[Size, ...]:
             if n < 0:
                 raise VerifyError(f"input {declared.name}: negative length {n}")
             return int(n)
-        return Dim(n if isinstance(n, str) and n.isidentifier() else "N")
+        if n is not None and not isinstance(n, str):
+            raise VerifyError(f"input {declared.name}: expected a length or its name, got {n!r}")
+        return Dim(n if n is not None and n.isidentifier() else "N")
 
     if declared.shape is not None and len(declared.shape) != len(given):
         raise VerifyError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from math import prod
+from math import isqrt, prod
 from types import NotImplementedType
 from typing import Any
 
@@ -23,6 +23,14 @@ from refquant.ir.target import Target
 from refquant.ir.types import Dim, DType, Size, TensorType, int64
 
 Array = npt.NDArray[Any]
+# Of constants that nodes compute, in bytes, and of one product of constants in multiplications.
+MOST_COMPUTED = 2**33
+MOST_MULTIPLIED = 2**32
+PRODUCTS = (
+    *(f"aten::{name}" for name in ("matmul", "linear", "conv1d", "conv2d", "conv3d")),
+    *(f"aten::conv_transpose{rank}d" for rank in (1, 2, 3)),
+    *(f"onnx::{name}" for name in ("Gemm", "MatMul", "MatMulInteger", "ConvInteger")),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +94,7 @@ class OnnxBuilder(Builder):
         super().__init__()
         self.target = target
         self._subgraph = subgraph
+        self.computed = 0  # bytes of constants
 
     # ---- attributes and constants
 
@@ -164,11 +173,17 @@ class OnnxBuilder(Builder):
         if op not in OPS:
             raise UnsupportedError(f"no op {op}")
         types = OPS[op].infer(*(x and x.type for x in inputs), **attributes)
-        for kind in (types,) if isinstance(types, TensorType) else types:
+        results = (types,) if isinstance(types, TensorType) else types
+        for kind in results:
             check_size(kind)
+        if op in PRODUCTS:
+            check_work(inputs[0].type, inputs[1].type, results[0])
+        self.computed += sum(map(bytes_of, results))
+        if self.computed > MOST_COMPUTED:
+            raise UnsupportedError(f"constants of more than {MOST_COMPUTED} bytes to compute")
         kernel = OPS[op].bind(self.target, fast=True)
-        results = kernel(*(x and x.data for x in inputs), **attributes)
-        several = results if isinstance(results, tuple) else (results,)
+        made = kernel(*(x and x.data for x in inputs), **attributes)
+        several = made if isinstance(made, tuple) else (made,)
         return tuple(Constant(self.node.label, np.asarray(y)) for y in several)
 
     def cast(self, x: Known, dtype: DType) -> Known:
@@ -231,8 +246,23 @@ def vector(sizes: tuple[Size, ...]) -> Array:
     return made
 
 
+def check_work(a: TensorType, b: TensorType, result: TensorType) -> None:
+    """Refuse a product of constants that takes more than seconds.
+
+    Each of the three lengths of a product of matrices is a length of two of its matrices.
+    """
+    count = isqrt(prod(prod(x.sizes) for x in (a, b, result)))
+    if count > MOST_MULTIPLIED:
+        raise UnsupportedError(f"a product of constants takes {count} multiplications")
+
+
+def bytes_of(kind: TensorType) -> int:
+    """Return what a tensor takes, a symbolic length counted as 1."""
+    return prod(n for n in kind.shape if isinstance(n, int)) * kind.dtype.storage.itemsize
+
+
 def check_size(kind: TensorType) -> None:
-    """Refuse a result of more than 2 GiB, a symbolic length counted as 1."""
-    size = prod(n for n in kind.shape if isinstance(n, int)) * kind.dtype.storage.itemsize
+    """Refuse a tensor of more than 2 GiB."""
+    size = bytes_of(kind)
     if size > MOST_BYTES:
         raise UnsupportedError(f"a tensor {kind} takes {size} bytes, more than 2 GiB")

@@ -7,26 +7,37 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from refquant.importers.onnx_builder import Constant, OnnxBuilder, Operand
+from refquant.importers.onnx_file import OnnxGraph
 from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.graph import Value
 
 
+def _is_true(b: OnnxBuilder, condition: Operand) -> bool:
+    return bool(b.array(condition, "the condition").reshape(()))
+
+
+def _body(b: OnnxBuilder, name: str) -> OnnxGraph:
+    found = b.get(name)
+    if not isinstance(found, OnnxGraph):
+        raise VerifyError(f"attribute {name!r}: expected a graph, got {type(found).__name__}")
+    return found
+
+
 def _if(b: OnnxBuilder, condition: Operand) -> list[Operand]:
-    branch = "then_branch" if bool(b.array(condition, "the condition")) else "else_branch"
-    return b.run_subgraph(b.get(branch))
+    return b.run_subgraph(_body(b, "then_branch" if _is_true(b, condition) else "else_branch"))
 
 
 def _loop(
     b: OnnxBuilder, count: Operand = None, condition: Operand = None, *carried: Operand
 ) -> list[Operand]:
-    body = b.get("body")
+    body = _body(b, "body")
     turns = None if count is None else int(b.array(count, "the number of turns"))
     state: list[Operand] = list(carried)
     rows: list[list[Operand]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     turn = 0
     # One that does not end is refused: the import counts the turns of all loops.
     while turns is None or turn < turns:
-        if condition is not None and not bool(b.array(condition, "the condition")):
+        if condition is not None and not _is_true(b, condition):
             break
         told = condition if condition is not None else Constant("condition", np.array(True))
         index = Constant("turn", np.array(turn, np.int64))
@@ -68,7 +79,7 @@ def _scan(b: OnnxBuilder, *operands: Operand) -> list[Operand]:
 
 def _scanned(b: OnnxBuilder, operands: Sequence[Operand]) -> list[Operand]:
     """Return the results for one batch; opset 8 calls the directions by another name."""
-    body = b.get("body")
+    body = _body(b, "body")
     scanned = b.get("num_scan_inputs")
     if not 1 <= scanned <= len(operands):
         raise VerifyError(f"num_scan_inputs {scanned} of {len(operands)} operands")
@@ -114,7 +125,7 @@ def _part(b: OnnxBuilder, x: Operand, axis: int, index: int) -> Operand:
 
 def _map(b: OnnxBuilder, sequence: Operand, *others: Operand) -> list[Operand]:
     """Return what the body gives for each part of the sequences; tensors stay as they are."""
-    body = b.get("body")
+    body = _body(b, "body")
     if not isinstance(sequence, tuple):
         raise VerifyError("expected a sequence")
     if any(isinstance(x, tuple) and len(x) != len(sequence) for x in others):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -202,6 +203,12 @@ class _Reader:
         nodes = tuple(map(self.node, proto.node))
         self.depth -= 1
         ends = tuple(map(_declared, proto.input)), tuple(map(_declared, proto.output))
+        results = [*(x.name for x in ends[0]), *(name for node in nodes for name in node.outputs)]
+        stored = [_text(t.name) for t in proto.initializer]
+        for names, what in ((results, "input or result"), (stored, "initialiser")):
+            twice = [name for name, count in Counter(names).items() if name and count > 1]
+            if twice:
+                raise VerifyError(f"{what} {twice[0]!r} is defined twice")
         return OnnxGraph(_text(proto.name), *ends, nodes, constants, proto)
 
     def node(self, proto: onnx.NodeProto) -> OnnxNode:
@@ -259,6 +266,8 @@ class _Reader:
             raise UnsupportedError(f"tensor {name}: {shape} takes {size} bytes, more than 2 GiB")
         if proto.data_location == onnx.TensorProto.EXTERNAL:
             proto = self.external(proto, name)
+        if prod(n for n in shape if n) > MOST_BYTES:
+            raise UnsupportedError(f"tensor {name}: lengths {shape} are too large")
         try:
             array = np.asarray(numpy_helper.to_array(proto))
         except (ValueError, TypeError, KeyError, OverflowError, IndexError) as error:
@@ -281,8 +290,16 @@ class _Reader:
                 f"tensor {name}: its data is in the file {location!r}; give the model's path"
             )
         folder = self.folder.resolve()
-        path = (folder / location).resolve()
-        if not location or not path.is_relative_to(folder) or not path.is_file():
+        try:
+            path = (folder / location).resolve()
+            inside = bool(location) and path.is_relative_to(folder) and path.is_file()
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ):  # a name too long, a zero byte, a loop of links
+            inside = False
+        if not inside:
             raise VerifyError(f"tensor {name}: no file {location!r} in the model's folder")
         try:
             offset, length = (int(entries.get(key, 0)) for key in ("offset", "length"))
@@ -296,9 +313,12 @@ class _Reader:
             )
         if length > MOST_BYTES:
             raise UnsupportedError(f"tensor {name}: {length} bytes, more than 2 GiB")
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+        except OSError as error:
+            raise VerifyError(f"tensor {name}: {location!r}: {error.strerror}") from None
         return onnx.TensorProto(
             name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=data
         )

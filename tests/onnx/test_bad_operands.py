@@ -42,8 +42,8 @@ MALFORMED = {
     "p = Constant <value_ints = [0, 0, -3, 0, 0, -3]> () y = Pad (x, p)": "cuts off more than",
     'p = Constant <value_ints = [0, 0, 1, 0, 0, 0]> () y = Pad <mode = "mirror"> (x, p)': "mode",
     "i = Constant <value_int = 9> () y = Gather (x, i)": "index must be in",
-    "i = Constant <value_ints = [9]> () c = Constant <value_ints = [1, 2]> () "
-    "y = Gather (c, i)": "index 9 is out of range",
+    "i = Constant <value_ints = [9]> () k = Constant <value_ints = [1, 2]> () "
+    "y = Gather (k, i)": "index 9 is out of range",
     "i = Constant <value_int = 0> () y = Gather <axis = 3> (x, i)": "axis 3 is outside",
     "y = ReduceMax <axes = [3]> (x)": "axis 3 is outside",
     "y = ReduceMax <axes = [1, -2]> (x)": "name a dimension twice",
