@@ -17,6 +17,7 @@ from refquant.ir.op import EVERY_ENGINE, Case, Op
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType, format_shape, int64
 from refquant.kernels.checks import known_length
+from refquant.kernels.onnx.max_windows import max_windows
 
 Ints = tuple[int, ...]
 
@@ -248,6 +249,35 @@ def max_pool(
     return np.asarray(flat.max(-1)), np.asarray(chosen + maps * prod(spatial), np.int64)
 
 
+def kernel_max_pool(
+    X: Array,  # noqa: N803
+    *,
+    kernel_shape: Ints,
+    strides: Ints,
+    dilations: Ints,
+    pads: Ints,
+    ceil_mode: bool,
+    storage_order: int,
+) -> tuple[Array, Array]:
+    """Compute :func:`max_pool`, of integers along one or two axes in a compiled loop."""
+    rank = len(kernel_shape)
+    window = kernel_shape, strides, dilations
+    if X.dtype.kind not in "iu" or rank > 2:
+        return max_pool(
+            X,
+            kernel_shape=kernel_shape,
+            strides=strides,
+            dilations=dilations,
+            pads=pads,
+            ceil_mode=ceil_mode,
+            storage_order=storage_order,
+        )
+    ends = zip(pads[:rank], pads[rank:], strict=True)
+    axes = zip(X.shape[2:], *window, ends, strict=True)
+    outputs = tuple(output_length(*axis, ceil_mode) for axis in axes)
+    return max_windows(X, *window, pads, outputs, by_columns=bool(storage_order))
+
+
 def lp_pool(
     X: Array,  # noqa: N803
     *,
@@ -354,12 +384,18 @@ _X = np.array([[[1, 5, 2, 4]]], np.float32)
 _HOW = {"kernel_shape": (2,), "strides": (2,), "dilations": (1,), "pads": (1, 0)}
 
 
-def _op(name: str, reference: Callable[..., Any], infer: Callable[..., Any], *cases: Case) -> Op:
+def _op(
+    name: str,
+    reference: Callable[..., Any],
+    infer: Callable[..., Any],
+    *cases: Case,
+    kernel: Callable[..., Any] | None = None,
+) -> Op:
     return Op(
         name=f"onnx::{name}",
         reference=reference,
         infer=infer,
-        kernels=dict.fromkeys(EVERY_ENGINE, reference),
+        kernels=dict.fromkeys(EVERY_ENGINE, kernel or reference),
         source=(f"onnx/docs/Operators.md::{name}",),
         cases=cases,
     )
@@ -395,6 +431,7 @@ OPS = (
             ([[[-1, -2]]], [[[0, 2]]]),
             "padding is below every element",
         ),
+        kernel=kernel_max_pool,
     ),
     _op(
         "LpPool",
