@@ -12,18 +12,13 @@ from refquant.ir.errors import UnsupportedError, VerifyError
 from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import Shape, TensorType, float32, format_shape, int32
-from refquant.kernels.jit import jit
-from refquant.kernels.job import Job, dense
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import ort_lstm
-from refquant.kernels.onnx.dynamic_quantize_linear import quantize
+from refquant.kernels.onnx.dynamic_product import DynamicWeight
 from refquant.kernels.onnx.dynamic_quantize_linear import reference as quantize_slowly
 from refquant.kernels.onnx.kept import KeptArray, form, pack
 from refquant.kernels.onnx.literals import f32, i8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, same_dtype
-from refquant.kernels.registers import SLACK
-from refquant.kernels.requantize import UNREAD
-from refquant.kernels.walk import matrix_walk
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -147,35 +142,11 @@ def _product(weight: Array, d: int, scale: Array, zero: Array) -> ort_lstm.Produ
 
 
 def _fast_product(weight: Array, d: int, scale: Array, zero: Array) -> ort_lstm.Product:
-    """Return what quantizes, multiplies by the tile and scales; its memory is used again."""
-    if not isinstance(weight, KeptArray):
+    """Return what multiplies by the tile; the weight is a constant."""
+    if not isinstance(weight, KeptArray) or not weight.size:
         return _product(weight, d, scale, zero)
     matrix = form(weight, ("direction", d), lambda: KeptArray.of(weight[d]))
-    packed = product.packed_matrix(matrix, zero)
-    lanes = form(matrix, ("lanes", int(zero)), lambda: packed.lanes_of_zero_point(0))
-    columns = packed.sums.size
-    scales = np.full(columns, scale, np.float32) if scale.ndim == 0 else scale
-    made: dict[int, tuple[Array, Array, Job]] = {}
-
-    def multiply(rows: F32, start: F32 | None) -> F32:
-        count, depth = rows.shape
-        y = np.empty((count, columns), np.float32)
-        if y.size == 0 or depth == 0:
-            return np.zeros_like(y) if start is None else start
-        if count not in made:
-            walk = matrix_walk(count, depth, packed.passes, columns)
-            total = np.empty((count, columns), np.int32)
-            job = dense(walk, packed, lanes, "sum", UNREAD, total.size)
-            made[count] = np.empty(rows.size + SLACK, np.uint8), total, job
-        source, total, job = made[count]
-        values = np.ascontiguousarray(rows).reshape(-1)
-        a_scale, a_zero = quantize(values, np.float32(1), source[: rows.size])
-        job.run(source, total.reshape(-1))
-        parameters = packed.sums, a_zero, a_scale, scales
-        _scale(total, *parameters, start is None, y if start is None else start, y)
-        return y
-
-    return multiply
+    return DynamicWeight.of(matrix, scale, zero).product
 
 
 def _kept_beside(w: Array, r: Array) -> Array:
@@ -186,24 +157,6 @@ def _kept_beside(w: Array, r: Array) -> Array:
     if not np.array_equal(kept, r):
         kept = w.made["state"] = KeptArray.of(r)
     return kept
-
-
-@jit
-def _scale(
-    total: Any,
-    sums: Any,
-    zero: int,
-    scale: np.float32,
-    scales: Any,
-    first: bool,
-    start: Any,
-    y: Any,
-) -> None:
-    for i in range(total.shape[0]):
-        for j in range(total.shape[1]):
-            whole = np.int32(total[i, j] - np.int32(zero) * sums[j])
-            real = np.float32(np.float32(whole) * np.float32(scale * scales[j]))
-            y[i, j] = real if first else np.float32(start[i, j] + real)
 
 
 def kernel(
