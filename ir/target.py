@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from refquant.ir.errors import VerifyError
 
@@ -93,9 +93,14 @@ class Target:
     @classmethod
     def parse(cls, text: str) -> Target:
         """Read what ``str`` prints; parts after the engine may be left out."""
-        engine, *rest = text.split("/")
-        isa = rest[0] if rest else Isa.AVX512_VNNI
-        threads = rest[1].removeprefix("threads=") if len(rest) > 1 else "1"
-        if len(rest) > 2 or not threads.isdecimal():
-            raise VerifyError(f"target: expected engine/isa/threads=n, got {text!r}")
-        return cls(Engine(engine) if engine in set(Engine) else engine, isa, int(threads))  # type: ignore[arg-type]
+        return _parsed(text)
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Target:
+    engine, *rest = text.split("/")
+    isa = rest[0] if rest else Isa.AVX512_VNNI
+    threads = rest[1].removeprefix("threads=") if len(rest) > 1 else "1"
+    if len(rest) > 2 or not threads.isdecimal():
+        raise VerifyError(f"target: expected engine/isa/threads=n, got {text!r}")
+    return Target(Engine(engine) if engine in set(Engine) else engine, isa, int(threads))  # type: ignore[arg-type]

@@ -10,9 +10,11 @@ import numpy.typing as npt
 from refquant.ir.op import Case, Op
 from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, float32, uint8
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import flat
 from refquant.kernels.onnx.literals import f32
 from refquant.kernels.onnx.operands import ONNX, dtype_in
-from refquant.kernels.onnx.quantize_linear import kernel as quantize
+from refquant.kernels.onnx.quantize_linear import fill
 from refquant.kernels.onnx.quantize_linear import reference as quantize_slowly
 
 Array = npt.NDArray[Any]
@@ -72,11 +74,36 @@ def parameters(low: np.float32, high: np.float32, engine: Engine) -> tuple[Array
 _FLAT = {Engine.ONNX: _F(1) / _F(255), Engine.ORT: _F(1)}
 
 
+@jit
+def quantize(x: Any, scale_of_zeros: np.float32, q: Any) -> tuple[Any, Any]:
+    """Quantize by the range of the values and return scale and zero point.
+
+    ``scale_of_zeros`` is the scale where all values are 0.
+    """
+    # As integers in the order of the floats: their least and most are found in vectors.
+    bits = x.view(np.int32)
+    low = high = np.int32(0)
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        low, high = min(low, key), max(high, key)
+    least = np.int32(low ^ ((low >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+    most = np.int32(high).view(np.float32)
+    scale = (
+        scale_of_zeros if most == least else np.float32(np.float32(most - least) / np.float32(255))
+    )
+    start = np.float32(np.float32(0) - np.float32(least / scale))
+    # NaN is the top; no comparison holds for it.
+    start = (start if start > 0 else np.float32(0)) if start < 255 else np.float32(255)
+    zero = np.int32(np.rint(start))
+    fill(x, scale, zero, 0, 255, q)
+    return scale, zero
+
+
 def kernel(x: F32, target: Target = ONNX) -> Triple:
-    """Compute :func:`reference` and quantize in one compiled pass."""
-    low, high = (x.min(), x.max()) if x.size else (_F(0), _F(0))
-    scale, zero = parameters(low, high, target.engine)
-    return quantize(x, scale, zero, target=target), scale, zero
+    """Compute :func:`reference` in one compiled call."""
+    values, into, y = flat(x, np.uint8)
+    scale, zero = quantize(values, _FLAT[target.engine], into)
+    return y, np.asarray(scale, np.float32), np.asarray(zero, np.uint8)
 
 
 def infer(x: TensorType) -> tuple[TensorType, ...]:

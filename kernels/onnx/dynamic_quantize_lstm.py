@@ -14,7 +14,7 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import Shape, TensorType, float32, format_shape, int32
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import ort_lstm
-from refquant.kernels.onnx.dynamic_quantize_linear import kernel as quantize
+from refquant.kernels.onnx.dynamic_product import DynamicWeight
 from refquant.kernels.onnx.dynamic_quantize_linear import reference as quantize_slowly
 from refquant.kernels.onnx.kept import KeptArray, form, pack
 from refquant.kernels.onnx.literals import f32, i8
@@ -142,15 +142,21 @@ def _product(weight: Array, d: int, scale: Array, zero: Array) -> ort_lstm.Produ
 
 
 def _fast_product(weight: Array, d: int, scale: Array, zero: Array) -> ort_lstm.Product:
+    """Return what multiplies by the tile; the weight is a constant."""
+    if not isinstance(weight, KeptArray) or not weight.size:
+        return _product(weight, d, scale, zero)
     matrix = form(weight, ("direction", d), lambda: KeptArray.of(weight[d]))
+    return DynamicWeight.of(matrix, scale, zero).product
 
-    def multiply(rows: F32, start: F32 | None) -> F32:
-        q, a_scale, a_zero = quantize(rows, _ORT)
-        total = product.fast_sums(q, a_zero.astype(np.int32), matrix, zero.astype(np.int32))
-        y = total.astype(np.float32) * np.asarray(a_scale * scale, np.float32)
-        return np.asarray(y if start is None else start + y)
 
-    return multiply
+def _kept_beside(w: Array, r: Array) -> Array:
+    """Return the second weight so that it keeps its forms where the first one does."""
+    if not isinstance(w, KeptArray) or isinstance(r, KeptArray):
+        return r
+    kept: Array = form(w, "state", lambda: KeptArray.of(r))
+    if not np.array_equal(kept, r):
+        kept = w.made["state"] = KeptArray.of(r)
+    return kept
 
 
 def kernel(
@@ -178,7 +184,7 @@ def kernel(
     parameters = W_scale, W_zero_point, R_scale, R_zero_point
     named = activations, activation_alpha, activation_beta
     gates = ort_lstm.gates_of(len(R), B, P, *named, clip, bool(input_forget))
-    products = _products(_fast_product, W, R, *parameters)
+    products = _products(_fast_product, W, _kept_beside(W, R), *parameters)
     states = initial_h, initial_c
     reverse, step = direction == "reverse", ort_lstm.fast_step
     return ort_lstm.layer(X, products, gates, sequence_lens, *states, reverse, step)

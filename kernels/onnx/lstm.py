@@ -84,7 +84,8 @@ def _of_ort(
     gates = ort_lstm.gates_of(len(r), b, p, *named, how["clip"], bool(how["input_forget"]))
 
     def of(weight: Array) -> ort_lstm.Product:
-        return lambda rows, start: gemm(rows, weight.T, mlas_gemm.PACKED_PIECE, start)
+        turned = np.ascontiguousarray(weight.T)
+        return lambda rows, start: gemm(rows, turned, mlas_gemm.PACKED_PIECE, start)
 
     products = [(of(w[d]), of(r[d])) for d in range(len(r))]
     reverse = how["direction"] == "reverse"

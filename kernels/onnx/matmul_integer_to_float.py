@@ -13,9 +13,10 @@ from refquant.ir.target import Engine, Target
 from refquant.ir.types import TensorType, float32
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx import operands
+from refquant.kernels.onnx.dynamic_product import DynamicWeight
 from refquant.kernels.onnx.dynamic_quantize_linear import kernel as quantize
 from refquant.kernels.onnx.dynamic_quantize_linear import reference as quantize_slowly
-from refquant.kernels.onnx.kept import pack
+from refquant.kernels.onnx.kept import KeptArray, pack
 from refquant.kernels.onnx.literals import f32, i8, u8
 from refquant.kernels.onnx.operands import BYTES, Engines, dtype_in, one_element, same_dtype
 from refquant.kernels.requantize import dequantize_constants
@@ -169,6 +170,13 @@ def kernel_dynamic(
     bias: F32 | None = None,
 ) -> F32:
     """Compute :func:`reference_dynamic` with the compiled tile."""
+    if isinstance(b, KeptArray) and b.ndim == 2 and b.size and a.size:
+        weight = DynamicWeight.of(b, b_scale, product.column_zero(b_zero_point))
+        start = None
+        if bias is not None:
+            start = np.ascontiguousarray(np.broadcast_to(bias, (1, b.shape[1])))
+        y = weight.product(a.reshape(-1, a.shape[-1]), start)
+        return y.reshape(*a.shape[:-1], b.shape[1])
     q, scale, zero = quantize(a, _ORT)
     return kernel(q, b, scale, b_scale, zero, b_zero_point, bias)
 

@@ -76,22 +76,50 @@ def reference(
 
 
 @jit
+def _add_products(a: Any, b: Any, i: int, k: int, end: int, total: Any) -> None:
+    """Add the products of up to four rows from ``i`` on, four steps along K at a time."""
+    rows, columns = min(4, a.shape[0] - i), b.shape[1]
+    while end - k >= 4:
+        if rows == 4:
+            for j in range(columns):
+                b0, b1, b2, b3 = b[k, j], b[k + 1, j], b[k + 2, j], b[k + 3, j]
+                for r in range(4):
+                    t = fma(a[i + r, k], b0, total[r, j])
+                    t = fma(a[i + r, k + 1], b1, t)
+                    t = fma(a[i + r, k + 2], b2, t)
+                    total[r, j] = fma(a[i + r, k + 3], b3, t)
+        else:
+            for r in range(rows):
+                x0, x1, x2, x3 = a[i + r, k], a[i + r, k + 1], a[i + r, k + 2], a[i + r, k + 3]
+                for j in range(columns):
+                    t = fma(x0, b[k, j], total[r, j])
+                    t = fma(x1, b[k + 1, j], t)
+                    t = fma(x2, b[k + 2, j], t)
+                    total[r, j] = fma(x3, b[k + 3, j], t)
+        k += 4
+    while k < end:
+        for r in range(rows):
+            x = a[i + r, k]
+            for j in range(columns):
+                total[r, j] = fma(x, b[k, j], total[r, j])
+        k += 1
+
+
+@jit
 def _fill(a: Any, b: Any, piece: int, starts: bool, alpha: np.float32, y: Any) -> None:
     depth, columns = b.shape
-    total = np.empty(columns, np.float32)
-    for i in range(a.shape[0]):
+    total = np.empty((4, columns), np.float32)
+    for i in range(0, a.shape[0], 4):
         for first in range(0, max(depth, 1), piece):
             total[:] = 0
-            for k in range(first, min(first + piece, depth)):
-                x = a[i, k]
-                for j in range(columns):
-                    total[j] = fma(x, b[k, j], total[j])
-            if first == 0 and not starts:
-                for j in range(columns):
-                    y[i, j] = np.float32(total[j] * alpha)
-            else:
-                for j in range(columns):
-                    y[i, j] = fma(total[j], alpha, y[i, j])
+            _add_products(a, b, i, first, min(first + piece, depth), total)
+            for r in range(min(4, a.shape[0] - i)):
+                if first == 0 and not starts:
+                    for j in range(columns):
+                        y[i + r, j] = np.float32(total[r, j] * alpha)
+                else:
+                    for j in range(columns):
+                        y[i + r, j] = fma(total[r, j], alpha, y[i + r, j])
 
 
 def gemm(

@@ -76,29 +76,39 @@ def _exp_of(x: Any) -> Any:
     p = _POLYNOMIAL[0]
     for i in range(1, 7):
         p = fma(p, rest, _POLYNOMIAL[i])
-    # A sum of the exponent field: 2.0 ** power in float64, which the product does not round.
-    return np.float32(np.float64(p) * np.float64(2.0) ** np.float64(power))
+    # Two powers of two, of which only the second product can be a denormal and be rounded.
+    whole = np.int32(power)
+    half = whole >> np.int32(1)
+    first = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+    second = np.int32((whole - half + np.int32(127)) << np.int32(23)).view(np.float32)
+    return np.float32(np.float32(p * first) * second)
 
 
 @jit
 def _fill(x: Any, y: Any) -> None:
     lanes = np.empty(LANES, np.float32)
+    width = x.shape[1]
     for row in range(x.shape[0]):
         most = _LOWEST
-        for j in range(x.shape[1]):
-            most = x[row, j] if x[row, j] > most or x[row, j] != x[row, j] else most
+        for j in range(width):
+            v = x[row, j]
+            most = v if v > most or v != v else most
+        for j in range(width):
+            y[row, j] = _exp_of(np.float32(x[row, j] - most))
         lanes[:] = 0
-        for j in range(x.shape[1]):
-            e = _exp_of(np.float32(x[row, j] - most))
-            y[row, j] = e
-            lanes[j % LANES] = np.float32(lanes[j % LANES] + e)
+        whole = width // LANES * LANES
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                lanes[i] = np.float32(lanes[i] + y[row, k + i])
+        for j in range(whole, width):
+            lanes[j - whole] = np.float32(lanes[j - whole] + y[row, j])
         for i in range(8):
             lanes[i] = np.float32(lanes[i + 8] + lanes[i])
         for half in (4, 2, 1):
             for i in range(half):
                 lanes[i] = np.float32(lanes[2 * i] + lanes[2 * i + 1])
         scale = np.float32(np.float32(1) / lanes[0])
-        for j in range(x.shape[1]):
+        for j in range(width):
             y[row, j] = np.float32(y[row, j] * scale)
 
 

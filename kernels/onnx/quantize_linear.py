@@ -237,7 +237,8 @@ def infer(
 
 
 @jit
-def _fill(x: Any, s: np.float32, zero: int, low: int, high: int, q: Any) -> None:
+def fill(x: Any, s: np.float32, zero: int, low: int, high: int, q: Any) -> None:
+    """Quantize to integers of a range by one scale."""
     least, most = np.float32(low - zero), np.float32(high - zero)
     for i in range(x.size):
         v = np.float32(x[i]) / s
@@ -266,7 +267,7 @@ def kernel(
         return reference(x, y_scale, y_zero_point, *attributes)
     values, into, y = flat(x, dtype.storage)
     scale = np.float32(np.asarray(y_scale).reshape(()))
-    _fill(values, scale, single(y_zero_point), *limits_of(dtype.storage), into)
+    fill(values, scale, single(y_zero_point), *limits_of(dtype.storage), into)
     return y
 
 

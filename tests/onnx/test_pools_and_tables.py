@@ -138,3 +138,34 @@ def test_concat_and_where(dtype: Any, code: int) -> None:
         condition = RNG.random((40, 1) if trial % 3 else (3, 40, 5)) < 0.5
         o = (condition, x, sx, zx, y[:, :40], sy, zy, sz, zz)
         check("QLinearWhere", o, {}, code, (2, 3, 5, 6, 7, 8) if trial % 3 else ())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "dilations", "pads"),
+    [
+        ((3, 3), (2, 2), (1, 1), (1, 1, 1, 1)),
+        ((2, 3), (1, 2), (2, 1), (1, 2, 0, 1)),
+        ((3,), (2,), (2,), (2, 1)),
+    ],
+)
+def test_max_pool_of_integers(
+    dtype: Any, kernel: Any, strides: Any, dilations: Any, pads: Any
+) -> None:
+    """Few values, so that the first of equals matters; positions in both orders."""
+    op = OPS["onnx::MaxPool"]
+    limits = np.iinfo(dtype)
+    x = np.random.default_rng(3).integers(limits.min, limits.min + 4, (2, 3, 9, 8)).astype(dtype)
+    x = x if len(kernel) == 2 else x[..., 0]
+    window = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads}
+    for ceil in (0, 1):
+        for order in (0, 1):
+            how = {**window, "ceil_mode": bool(ceil), "storage_order": order}
+            results = [op.bind(Target("ort"), fast=fast)(x, **how) for fast in (False, True)]
+            attributes = {**window, "ceil_mode": ceil, "storage_order": order}
+            code = TensorProto.UINT8 if dtype == np.uint8 else TensorProto.INT8
+            expected = run_ort("onnx::MaxPool", [x], attributes, (code, TensorProto.INT64))
+            for found in results:
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(one, other)
+                    assert one.dtype == other.dtype
