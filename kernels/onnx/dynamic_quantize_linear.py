@@ -95,7 +95,7 @@ def quantize(x: Any, scale_of_zeros: np.float32, q: Any) -> tuple[Any, Any]:
     # NaN is the top; no comparison holds for it.
     start = (start if start > 0 else np.float32(0)) if start < 255 else np.float32(255)
     zero = np.int32(np.rint(start))
-    fill(x, scale, zero, 0, 255, q)
+    fill(x, scale, zero, 0, 255, q)  # type: ignore[arg-type]
     return scale, zero
 
 
