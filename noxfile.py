@@ -89,7 +89,15 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def onnx_differences(session: nox.Session) -> None:
+    """Count where ONNX, onnxruntime and torch part; write docs/onnx_numerics.md."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/onnx/differences.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Time everything against torch and onnxruntime; write docs/performance.md."""
+    """Time everything against others; write docs/performance.md and the table of docs/onnx.md."""
     session.install("-e", ".[test,bench]")
     session.run("python", "benchmarks/performance.py", *session.posargs)
+    session.run("python", "benchmarks/onnx_models.py", "--write")
