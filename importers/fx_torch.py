@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from refquant.ir.errors import UnsupportedError, VerifyError
-from refquant.ir.qtensor import Array, QTensor, Tensor
+from refquant.ir.qtensor import Array, QTensor, Tensor, type_of
 from refquant.ir.target import Target
-from refquant.ir.types import DTYPES, DType
+from refquant.ir.types import TORCH_DTYPES, DType
 from refquant.kernels.layout import is_channels_last
 
 TORCH_VERSION = "2.13.0"
@@ -51,12 +51,12 @@ def to_tensor(tensor: Any) -> Tensor:
         raise VerifyError(f"expected a dense tensor on the CPU, got {layout} on {tensor.device}")
     tensor = tensor.detach()
     if not tensor.is_quantized:
-        dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        dtype = TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."))
         if dtype is not None and dtype.storage.type.__module__ != "numpy":  # not known to NumPy
             bits = torch.uint16 if dtype.storage.itemsize == 2 else torch.uint8
             return tensor.view(bits).numpy().view(dtype.storage)  # type: ignore[no-any-return]
         return tensor.numpy()  # type: ignore[no-any-return]
-    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    dtype = TORCH_DTYPES[str(tensor.dtype).removeprefix("torch.")]
     if dtype.name != "quint4x2":  # int_repr() would lose the strides of a view
         plain = torch.empty(0, dtype=getattr(torch, dtype.storage.name))
         place = tensor.storage_offset(), tensor.size(), tensor.stride()
@@ -120,7 +120,7 @@ def as_arrays(example_inputs: Any) -> list[Tensor]:
             "example_inputs is missing; give a tuple of tensors or arrays, because shapes are "
             "not written in a torch module"
         )
-    return [
+    arrays = [
         to_tensor(value)
         if is_tensor(value)
         else value
@@ -128,6 +128,12 @@ def as_arrays(example_inputs: Any) -> list[Tensor]:
         else np.asarray(value)
         for value in example_inputs
     ]
+    for array in arrays:
+        dtype = type_of(array).dtype
+        if dtype.name not in TORCH_DTYPES:
+            accepted = ", ".join(TORCH_DTYPES)
+            raise VerifyError(f"array dtype {dtype} is not supported; use {accepted}")
+    return arrays
 
 
 def is_tensor(value: Any) -> bool:

@@ -17,7 +17,7 @@ from refquant.ir.names import canonical, object_type
 from refquant.ir.packed_cell import PackedCell
 from refquant.ir.program import Call, Owner, Program
 from refquant.ir.qtensor import QTensor, Tensor, type_of
-from refquant.ir.types import DTYPES, QScheme, TensorType
+from refquant.ir.types import TORCH_DTYPES, QScheme, TensorType
 
 _NOTHING = object()
 # Private attributes that the arithmetic depends on.
@@ -198,7 +198,7 @@ def plain_value(value: Any) -> Any:
         return value
     if isinstance(value, torch.dtype):
         name = str(value).removeprefix("torch.")
-        return DTYPES.get(name, name)
+        return TORCH_DTYPES.get(name, name)
     if isinstance(value, torch.qscheme):
         return QScheme(str(value).removeprefix("torch."))
     if isinstance(value, torch.memory_format | torch.device | torch.layout):

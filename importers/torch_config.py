@@ -11,7 +11,7 @@ from typing import Any
 from refquant.importers.fx_torch import require_torch, to_tensor
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.names import object_type
-from refquant.ir.types import DTYPES, QScheme
+from refquant.ir.types import TORCH_DTYPES, QScheme
 
 
 def from_torch_config(config: Any) -> Any:
@@ -36,7 +36,7 @@ def from_torch_config(config: Any) -> Any:
     if translate := _OBJECTS.get(f"{kind.__module__}.{kind.__qualname__}"):
         return translate(config)
     if isinstance(config, torch.dtype):
-        return _known(DTYPES, config)
+        return _known(TORCH_DTYPES, config)
     if isinstance(config, torch.qscheme):
         return _known({scheme.value: scheme for scheme in QScheme}, config)
     if isinstance(config, torch.Tensor):

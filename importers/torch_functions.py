@@ -11,7 +11,7 @@ from refquant.importers import torch_quantized as q
 from refquant.importers import torch_tensors as t
 from refquant.importers.builder import Rule
 from refquant.importers.rules import unary
-from refquant.ir.types import DTYPES
+from refquant.ir.types import TORCH_DTYPES
 
 _UNARY = (
     *("relu", "relu6", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "neg", "abs"),
@@ -126,7 +126,7 @@ METHODS: dict[str, Rule] = {
     "dim": lambda b, input: input.type.rank,
     "ndimension": lambda b, input: input.type.rank,
     "to": t.to,
-    **{name: t.cast_to(DTYPES[dtype]) for name, dtype in _CASTS.items()},
+    **{name: t.cast_to(TORCH_DTYPES[dtype]) for name, dtype in _CASTS.items()},
     "type": t.to,
     "broadcast_to": t.expand,
     "type_as": lambda b, input, other: t.cast(b, input, other.type.dtype),

@@ -23,7 +23,7 @@ from refquant.importers.torch_modules import (
 from refquant.ir.errors import UnsupportedError
 from refquant.ir.graph import Value
 from refquant.ir.names import canonical
-from refquant.ir.types import DTYPES
+from refquant.ir.types import TORCH_DTYPES
 
 _RANKS = (1, 2, 3)
 
@@ -261,7 +261,7 @@ def _weight_range(module: Mod, weight: str) -> dict[str, Any]:
     return {
         "quant_min": getattr(module, f"{weight}_quant_min"),
         "quant_max": getattr(module, f"{weight}_quant_max"),
-        "dtype": DTYPES[names.get(name, name)],
+        "dtype": TORCH_DTYPES[names.get(name, name)],
     }
 
 

@@ -101,17 +101,18 @@ qint8 = DType("qint8", np.dtype(np.int8), -128, 127)
 qint32 = DType("qint32", np.dtype(np.int32), -(2**31), 2**31 - 1)
 quint4x2 = DType("quint4x2", np.dtype(np.uint8), 0, 15)
 
-DTYPES: dict[str, DType] = {
-    dtype.name: dtype
-    for dtype in (
-        *(float64, float32, float16, bfloat16, float8_e5m2, float8_e4m3fn),
-        *(float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu),
-        *(float6_e2m3fn, float6_e3m2fn, float4_e2m1fn, complex64, complex128),
-        *(int64, int32, int16, int8, int4, int2),
-        *(uint64, uint32, uint16, uint8, uint4, uint2, bool_),
-        *(quint8, qint8, qint32, quint4x2),
-    )
-}
+_OF_TORCH = (
+    *(float64, float32, float16, bfloat16, float8_e5m2, float8_e4m3fn),
+    *(int64, int32, int16, int8, uint16, uint8, bool_),
+    *(quint8, qint8, qint32, quint4x2),
+)
+_OF_ONNX = (
+    *(float8_e4m3fnuz, float8_e5m2fnuz, float8_e8m0fnu, float6_e2m3fn, float6_e3m2fn),
+    *(float4_e2m1fn, complex64, complex128, int4, int2, uint64, uint32, uint4, uint2),
+)
+# Those in which torch's models are imported and run, and all.
+TORCH_DTYPES: dict[str, DType] = {dtype.name: dtype for dtype in _OF_TORCH}
+DTYPES: dict[str, DType] = TORCH_DTYPES | {dtype.name: dtype for dtype in _OF_ONNX}
 _PLAIN = {dtype.storage: dtype for dtype in DTYPES.values() if not dtype.is_quantized}
 
 

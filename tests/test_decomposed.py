@@ -22,7 +22,7 @@ from refquant.importers import from_fx
 from refquant.ir import OPS, Module, VerifyError
 from refquant.ir.qtensor import type_of
 from refquant.ir.types import (
-    DTYPES,
+    TORCH_DTYPES,
     DType,
     TensorType,
     bfloat16,
@@ -160,8 +160,8 @@ ARGUMENTS = {"scale": 1.0, "zero_point": 0, "quant_min": 0, "quant_max": 255}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": DTYPES["float32"]}, "expected a plain integer dtype, got float32"),
-        ({"dtype": DTYPES["quint8"]}, "expected a plain integer dtype, got quint8"),
+        ({"dtype": TORCH_DTYPES["float32"]}, "expected a plain integer dtype, got float32"),
+        ({"dtype": TORCH_DTYPES["quint8"]}, "expected a plain integer dtype, got quint8"),
         ({"dtype": int8}, r"range \[0, 255\] does not fit int8"),
         ({"quant_min": 300}, r"range \[300, 255\] does not fit uint8"),
     ],
@@ -357,11 +357,13 @@ def test_fake_quant_per_channel_sweep(ledger: Ledger) -> None:
         assert np.all(np.isnan(expected) | (np.signbit(actual) == np.signbit(expected)))
 
 
-@pytest.mark.parametrize("dtype", [d for d in DTYPES.values() if not d.is_quantized], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [d for d in TORCH_DTYPES.values() if not d.is_quantized], ids=str
+)
 def test_convert_element_type(ledger: Ledger, dtype: DType) -> None:
     rng = np.random.default_rng(14)
     x = hugging(rng, ledger.size(5_000, 1_000_000), 1, 0, (-500, 500), np.float64)
-    for source in DTYPES.values():
+    for source in TORCH_DTYPES.values():
         if not source.is_quantized:
             values = from_torch(to_torch(x).to(to_torch(source)))
             subject = f"decomposed convert_element_type {dtype}"

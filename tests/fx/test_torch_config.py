@@ -38,13 +38,13 @@ from refquant.fake_quantize import LearnableFakeQuantize
 from refquant.fx.custom_config import PrepareCustomConfig
 from refquant.importers import from_torch_config
 from refquant.ir.errors import UnsupportedError
-from refquant.ir.types import DTYPES, QScheme
+from refquant.ir.types import TORCH_DTYPES, QScheme
 from refquant.observer import HistogramObserver, MinMaxObserver
 from refquant.qconfig_mapping import QConfigMapping
 
 
 def test_dtypes_and_qschemes() -> None:
-    for name, dtype in DTYPES.items():
+    for name, dtype in TORCH_DTYPES.items():
         assert from_torch_config(getattr(torch, name)) is dtype
     for scheme in QScheme:
         assert from_torch_config(getattr(torch, scheme.value)) is scheme
