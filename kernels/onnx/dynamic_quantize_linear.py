@@ -94,7 +94,7 @@ def quantize(x: Any, scale_of_zeros: np.float32, q: Any) -> tuple[Any, Any]:
     start = np.float32(np.float32(0) - np.float32(least / scale))
     # NaN is the top; no comparison holds for it.
     start = (start if start > 0 else np.float32(0)) if start < 255 else np.float32(255)
-    zero = np.int32(np.rint(start))
+    zero: Any = np.int32(np.rint(start))
     fill(x, scale, zero, 0, 255, q)
     return scale, zero
 
