@@ -243,3 +243,26 @@ def test_a_model_of_it() -> None:
     graph = from_onnx(proto, target="ort", shapes={"x0": o[0].shape})
     for found, wanted in zip(graph(o[0]), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+ARITHMETIC = ("Relu", "Affine", "LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Softsign")
+
+
+@pytest.mark.parametrize("name", [*ARITHMETIC, "Elu", "ScaledTanh", "Softplus"])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_activations(name: str, numbers: bool) -> None:
+    """Those of plain arithmetic have every bit; the others are the C library's."""
+    w, r = normal(1, 80, 9, wide=0.3), normal(1, 80, 20, wide=0.3)
+    o = [normal(6, 3, 9), w, r, normal(1, 160)]
+    how: dict[str, Any] = {"hidden_size": 20, "activations": ("Sigmoid", name, "Tanh")}
+    if numbers and name not in ("Relu", "Softsign", "Softplus"):
+        how["activation_alpha"] = (0.3,)
+        if name in ("Affine", "ScaledTanh", "HardSigmoid"):
+            how["activation_beta"] = (0.4,)
+    expected = run_ort("onnx::LSTM", o, how, (FLOAT,) * 3, (1, 2))
+    given = {"activation_alpha": None, "activation_beta": None, "direction": "forward", **how}
+    for found, wanted in zip(both("onnx::LSTM", o, complete(given)), expected, strict=True):
+        if name in ARITHMETIC:
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
