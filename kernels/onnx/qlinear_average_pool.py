@@ -137,6 +137,7 @@ def _fill(
     least, most = np.float32(low), np.float32(high)
     width, columns, step = x.shape[2], y.shape[2], stride[1]
     total = np.empty(columns, np.float32)
+    x_low = np.int32(x_zero)
     for image in range(x.shape[0]):
         for i in range(y.shape[1]):
             top = i * stride[0] - before[0]
@@ -149,7 +150,8 @@ def _fill(
                     first = max(0, -(left // step))
                     end = min(columns, (width - 1 - left) // step + 1)
                     for j in range(first, end):
-                        steps = np.float32(np.int32(x[image, h, j * step + left]) - x_zero)
+                        value = np.int32(x[image, h, j * step + left])
+                        steps = np.float32(value - x_low)
                         total[j] = np.float32(total[j] + np.float32(steps * x_scale))
             for j in range(columns):
                 left = j * step - before[1]
@@ -186,11 +188,10 @@ def kernel(
     low, high = limits_of(x.dtype)
     images = np.ascontiguousarray(maps).reshape(-1, *maps.shape[2:])
     y = np.empty((len(images), *how.out), x.dtype)
-    _fill(
-        *(images, scale_of(x_scale), np.int32(single(x_zero_point))),
-        *(how.kernel, how.stride, how.before, bool(count_include_pad)),
-        *(scale_of(y_scale), np.float32(single(y_zero_point)), low, high, y),
-    )
+    real = scale_of(x_scale), single(x_zero_point)
+    window: tuple[Any, ...] = (how.kernel, how.stride, how.before, bool(count_include_pad))
+    result: tuple[Any, ...] = (np.float32(single(y_zero_point)), low, high, y)
+    _fill(images, *real, *window, scale_of(y_scale), *result)
     y = y.reshape(*maps.shape[:2], *how.out)
     return np.moveaxis(y, 1, -1) if channels_last else y
 
