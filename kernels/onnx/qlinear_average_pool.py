@@ -188,10 +188,12 @@ def kernel(
     low, high = limits_of(x.dtype)
     images = np.ascontiguousarray(maps).reshape(-1, *maps.shape[2:])
     y = np.empty((len(images), *how.out), x.dtype)
-    real = scale_of(x_scale), single(x_zero_point)
-    window: tuple[Any, ...] = (how.kernel, how.stride, how.before, bool(count_include_pad))
-    result: tuple[Any, ...] = (np.float32(single(y_zero_point)), low, high, y)
-    _fill(images, *real, *window, scale_of(y_scale), *result)
+    arguments: tuple[Any, ...] = (
+        *(scale_of(x_scale), single(x_zero_point)),
+        *(how.kernel, how.stride, how.before, bool(count_include_pad)),
+        *(scale_of(y_scale), np.float32(single(y_zero_point)), low, high),
+    )
+    _fill(*(images, *arguments, y))
     y = y.reshape(*maps.shape[:2], *how.out)
     return np.moveaxis(y, 1, -1) if channels_last else y
 
