@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from refquant.kernels.convolve import buffer
 from refquant.kernels.jit import jit
-from refquant.kernels.job import dense
+from refquant.kernels.job import Job, dense
 from refquant.kernels.onnx import integer_product as product
 from refquant.kernels.onnx.dynamic_quantize_linear import quantize
-from refquant.kernels.onnx.kept import KeptArray, form
+from refquant.kernels.onnx.kept import KEPT, KeptArray, form
 from refquant.kernels.packing import Lanes, PackedWeight
 from refquant.kernels.registers import SLACK
 from refquant.kernels.requantize import UNREAD
@@ -31,6 +31,7 @@ class DynamicWeight:
     packed: PackedWeight
     lanes: Lanes
     scales: F32
+    jobs: dict[int, Job] = field(default_factory=dict)  # by the number of rows
 
     @classmethod
     def of(cls, matrix: KeptArray, scale: Array, zero_point: Array) -> DynamicWeight:
@@ -60,12 +61,22 @@ class DynamicWeight:
         total = memory[begin : begin + 4 * y.size].view(np.int32)
         values = np.ascontiguousarray(rows).reshape(-1)
         scale, zero = quantize(values, np.float32(1), memory[: rows.size])
-        walk = matrix_walk(count, depth, self.packed.passes, columns)
-        dense(walk, self.packed, self.lanes, "sum", UNREAD, total.size).run(memory, total)
+        self._job(count, depth).run(memory, total)
         has_start = start is not None
         added = y if start is None else start
         _scale(total, self.packed.sums, zero, scale, self.scales, has_start, added, y)
         return y
+
+    def _job(self, count: int, depth: int) -> Job:
+        job = self.jobs.get(count)
+        if job is None:
+            if len(self.jobs) >= KEPT:
+                self.jobs.clear()
+            columns = self.scales.size
+            walk = matrix_walk(count, depth, self.packed.passes, columns)
+            job = dense(walk, self.packed, self.lanes, "sum", UNREAD, count * columns)
+            self.jobs[count] = job
+        return job
 
 
 @jit

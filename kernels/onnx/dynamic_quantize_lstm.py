@@ -118,13 +118,14 @@ def _products(
     r_zero: Array | None,
 ) -> list[tuple[ort_lstm.Product, ort_lstm.Product]]:
     def of(weight: Array, scale: Any, zero: Any, d: int, name: str) -> ort_lstm.Product:
-        point = np.unique(zero[d])
-        if point.size > 1 or (zero.ndim == 2 and weight.dtype == np.int8 and point.any()):
+        points = zero[d : d + 1].reshape(-1)
+        point = points[0]
+        if (points != point).any() or (zero.ndim == 2 and weight.dtype == np.int8 and point):
             raise VerifyError(
                 f"{_OP}: {name}_zero_point must be the same for all columns, and 0 of int8, got "
-                f"{point.tolist()}"
+                f"{np.unique(points).tolist()}"
             )
-        return make(weight, d, scale[d], point.reshape(()))
+        return make(weight, d, np.asarray(scale[d]), np.asarray(point))
 
     return [
         (of(w, w_scale, w_zero, d, "W"), of(r, r_scale, r_zero, d, "R")) for d in range(len(w))

@@ -89,14 +89,18 @@ def _fill(x: Any, y: Any) -> None:
     lanes = np.empty(LANES, np.float32)
     width = x.shape[1]
     for row in range(x.shape[0]):
-        most = _LOWEST
-        for j in range(width):
-            v = x[row, j]
-            most = v if v > most or v != v else most
+        whole = width // LANES * LANES
+        lanes[:] = _LOWEST  # NaN is never the largest; the sum will be NaN
+        for k in range(0, whole, LANES):
+            for i in range(LANES):
+                lanes[i] = x[row, k + i] if x[row, k + i] > lanes[i] else lanes[i]
+        for j in range(whole, width):
+            i = j - whole
+            lanes[i] = x[row, j] if x[row, j] > lanes[i] else lanes[i]
+        most = lanes.max()
         for j in range(width):
             y[row, j] = _exp_of(np.float32(x[row, j] - most))
         lanes[:] = 0
-        whole = width // LANES * LANES
         for k in range(0, whole, LANES):
             for i in range(LANES):
                 lanes[i] = np.float32(lanes[i] + y[row, k + i])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ _TAKES_ALPHA = {"affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsig
 _TAKES_BETA = {"affine", "scaledtanh", "hardsigmoid"}
 
 
+_NONE = np.zeros(0, np.float32)
+
+
 @dataclass(frozen=True)
 class Gates:
     """What is done to the sums of a direction: ``bias`` and ``peepholes`` are added.
@@ -44,10 +48,22 @@ class Gates:
     clip: float | None
     forget: bool
 
-    @property
+    @cached_property
     def usual(self) -> bool:
         """Whether the functions are those that the compiled step has."""
         return self.functions == (mlas_functions.logistic, *(mlas_functions.tanh,) * 2)
+
+    @cached_property
+    def end(self) -> np.float32:
+        """What the inputs of functions are limited to."""
+        return np.finfo(np.float32).max if self.clip is None else np.float32(self.clip)
+
+    @cached_property
+    def compiled(self) -> tuple[F32, F32, np.float32, bool]:
+        """Return the arguments of the compiled step; absent arrays are empty."""
+        given = (self.bias, self.peepholes)
+        bias, seen = (_NONE if x is None else np.ascontiguousarray(x) for x in given)
+        return bias, seen, np.float32(self.end), self.forget
 
 
 def gates_of(
@@ -99,7 +115,7 @@ def step(sums: F32, c: F32, gates: Gates) -> tuple[F32, F32]:
     def limited(x: F32, position: int, cell: F32 | None) -> F32:
         if cell is not None and seen is not None:
             x = x + cell * seen[position]
-        return _limited(x, bias[position], gates.clip)
+        return _limited(x, bias[position], gates.end)
 
     i = of_gate(limited(i, 0, c))
     f = np.float32(1) - i if gates.forget else of_gate(limited(f, 2, c))
@@ -107,8 +123,7 @@ def step(sums: F32, c: F32, gates: Gates) -> tuple[F32, F32]:
     return of_cell(c) * of_gate(limited(o, 1, c)), c
 
 
-def _limited(x: F32, bias: F32 | None, clip: float | None) -> F32:
-    end = np.finfo(np.float32).max if clip is None else np.float32(clip)
+def _limited(x: F32, bias: F32 | None, end: np.float32) -> F32:
     if bias is None:
         return np.asarray(np.where(x > end, end, np.where(x < -end, -end, x)), np.float32)
     x = x + bias
@@ -152,18 +167,12 @@ def _end(x: Any, bias: Any, j: int, end: Any) -> Any:
     return end if x > end else (-end if x < -end else x)
 
 
-_NONE = np.zeros(0, np.float32)
-
-
 def fast_step(sums: F32, c: F32, gates: Gates) -> tuple[F32, F32]:
     """Compute :func:`step` in a compiled loop."""
     if not gates.usual:
         return step(sums, c, gates)
-    h, new = np.empty_like(c), c.copy()
-    bias = _NONE if gates.bias is None else np.ascontiguousarray(gates.bias)
-    seen = _NONE if gates.peepholes is None else np.ascontiguousarray(gates.peepholes)
-    end = np.finfo(np.float32).max if gates.clip is None else np.float32(gates.clip)
-    _fill(np.ascontiguousarray(sums), new, bias, seen, np.float32(end), gates.forget, h)
+    h, new = np.empty(c.shape, np.float32), c.copy()
+    _fill(sums, new, *gates.compiled, h)
     return h, new
 
 
@@ -204,8 +213,8 @@ def layer(
         sums = of_input(rows[:longest].reshape(longest * batch, x.shape[2]), None)
         zero = np.zeros((batch, sums.shape[1] // 4), np.float32)
         sums = sums.reshape(longest, batch, sums.shape[1])
-        h = zero if initial_h is None else initial_h[d]
-        c = zero if initial_c is None else initial_c[d]
+        h = zero if initial_h is None else np.ascontiguousarray(initial_h[d])
+        c = zero if initial_c is None else np.ascontiguousarray(initial_c[d])
         y = np.zeros((time, *zero.shape), np.float32)
         for t in range(longest):
             new, cell = step(of_state(h, sums[t]), c, own)

@@ -131,26 +131,34 @@ def _quantized(mean: Array, y_scale: Array, zero: Array | None, dtype: np.dtype[
 
 @jit
 def _fill(
-    x: Any, table: Any, base: int, kernel: Any, stride: Any, before: Any, counts: bool,
+    x: Any, x_scale: np.float32, x_zero: int, kernel: Any, stride: Any, before: Any, counts: bool,
     scale: np.float32, zero: np.float32, low: int, high: int, y: Any,
 ) -> None:  # fmt: skip
     least, most = np.float32(low), np.float32(high)
-    whole = np.float32(kernel[0] * kernel[1])
+    width, columns, step = x.shape[2], y.shape[2], stride[1]
+    total = np.empty(columns, np.float32)
+    x_low = np.int32(x_zero)
     for image in range(x.shape[0]):
         for i in range(y.shape[1]):
             top = i * stride[0] - before[0]
             bottom = min(top + kernel[0], x.shape[1])
             top = max(top, 0)
-            for j in range(y.shape[2]):
-                left = j * stride[1] - before[1]
-                right = min(left + kernel[1], x.shape[2])
-                left = max(left, 0)
-                total = np.float32(0)
-                for h in range(top, bottom):
-                    for w in range(left, right):
-                        total += table[np.int64(x[image, h, w]) - base]
-                count = whole if counts else np.float32((bottom - top) * (right - left))
-                mean = np.float32(np.float32(total / count) / scale)
+            total[:] = 0
+            for h in range(top, bottom):
+                for n in range(kernel[1]):
+                    left = n - before[1]
+                    first = max(0, -(left // step))
+                    end = min(columns, (width - 1 - left) // step + 1)
+                    for j in range(first, end):
+                        value = np.int32(x[image, h, j * step + left])
+                        steps = np.float32(value - x_low)
+                        total[j] = np.float32(total[j] + np.float32(steps * x_scale))
+            for j in range(columns):
+                left = j * step - before[1]
+                inside = min(left + kernel[1], width) - max(left, 0)
+                rows = kernel[0] if counts else bottom - top
+                count = np.float32(rows * (kernel[1] if counts else inside))
+                mean = np.float32(np.float32(total[j] / count) / scale)
                 y[image, i, j] = to_byte(np.float32(mean + zero), least, most)
 
 
@@ -178,14 +186,14 @@ def kernel(
         how_many = auto_pad, ceil_mode, channels_last, count_include_pad
         return reference(x, *parameters, *how_many, kernel_shape, pads, strides)
     low, high = limits_of(x.dtype)
-    steps = (np.arange(low, high + 1) - single(x_zero_point)).astype(np.float32)
-    table = scale_of(x_scale) * steps
     images = np.ascontiguousarray(maps).reshape(-1, *maps.shape[2:])
     y = np.empty((len(images), *how.out), x.dtype)
-    _fill(
-        *(images, table, low, how.kernel, how.stride, how.before, bool(count_include_pad)),
-        *(scale_of(y_scale), np.float32(single(y_zero_point)), low, high, y),
+    arguments: tuple[Any, ...] = (
+        *(scale_of(x_scale), single(x_zero_point)),
+        *(how.kernel, how.stride, how.before, bool(count_include_pad)),
+        *(scale_of(y_scale), np.float32(single(y_zero_point)), low, high),
     )
+    _fill(*(images, *arguments, y))
     y = y.reshape(*maps.shape[:2], *how.out)
     return np.moveaxis(y, 1, -1) if channels_last else y
 

@@ -139,3 +139,13 @@ def test_integer_tensors_on_the_way() -> None:
 
 
 INTEGERS = ("uint8", "int8", "int32")
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vowels")])
+def test_every_bit_of_a_dynamically_quantized_model(name: str) -> None:
+    model = MODELS[name]
+    graph = from_onnx(model.path, shapes=model.shapes, target="ort")
+    result = graph(*(model.inputs[value.name] for value in graph.inputs))
+    found = result if isinstance(result, tuple) else (result,)
+    for one, wanted in zip(found, run(model.path, model.inputs), strict=True):
+        np.testing.assert_array_equal(one, wanted)

@@ -120,22 +120,33 @@ def drawn(time: int, batch: int, hidden: int, directions: int) -> tuple[Any, dic
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
+def floating(direction: str, hidden: int) -> tuple[Any, dict[str, Any]]:
+    """Return operands of a layer of up to so many states, and attributes."""
+    d = DIRECTIONS[direction]
+    time, batch = int(RNG.integers(1, 9)), int(RNG.integers(1, 7))
+    inputs, hidden = int(RNG.integers(1, 400)), int(RNG.integers(1, hidden))
+    rest, more = drawn(time, batch, hidden, d)
+    w, r = normal(d, 4 * hidden, inputs, wide=0.1), normal(d, 4 * hidden, hidden, wide=0.2)
+    how = {"direction": direction, "hidden_size": hidden, **more}
+    return [normal(time, batch, inputs), w, r, *rest], how
+
+
+def complete(how: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes as the importer gives them."""
+    absent = ("activations", "activation_alpha", "activation_beta", "clip")
+    given = {**dict.fromkeys(absent), "input_forget": 0, "layout": 0, **how}
+    del given["hidden_size"]
+    return given
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_lstm(direction: str) -> None:
-    d = DIRECTIONS[direction]
     for trial in range(12):
-        time, batch = int(RNG.integers(1, 9)), int(RNG.integers(1, 7))
-        inputs, hidden = int(RNG.integers(1, 400)), int(RNG.integers(1, 280 if trial == 0 else 40))
-        rest, more = drawn(time, batch, hidden, d)
-        w, r = normal(d, 4 * hidden, inputs, wide=0.1), normal(d, 4 * hidden, hidden, wide=0.2)
-        o = [normal(time, batch, inputs), w, r, *rest]
-        how = {"direction": direction, "hidden_size": hidden, **more}
+        o, how = floating(direction, 280 if trial == 0 else 40)
         expected = run_ort("onnx::LSTM", o, how, (FLOAT,) * 3, (1, 2))
-        absent = ("activations", "activation_alpha", "activation_beta", "clip")
-        given = {**dict.fromkeys(absent), "input_forget": 0, "layout": 0, **how}
-        del given["hidden_size"]
-        for found, wanted in zip(both("onnx::LSTM", o, given), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
+        found = both("onnx::LSTM", o, complete(how))
+        for one, wanted in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, wanted)
 
 
 def weight(dtype: Any, *shape: int) -> Any:
@@ -232,3 +243,26 @@ def test_a_model_of_it() -> None:
     graph = from_onnx(proto, target="ort", shapes={"x0": o[0].shape})
     for found, wanted in zip(graph(o[0]), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+ARITHMETIC = ("Relu", "Affine", "LeakyRelu", "ThresholdedRelu", "HardSigmoid", "Softsign")
+
+
+@pytest.mark.parametrize("name", [*ARITHMETIC, "Elu", "ScaledTanh", "Softplus"])
+@pytest.mark.parametrize("numbers", [True, False])
+def test_activations(name: str, numbers: bool) -> None:
+    """Those of plain arithmetic have every bit; the others are the C library's."""
+    w, r = normal(1, 80, 9, wide=0.3), normal(1, 80, 20, wide=0.3)
+    o = [normal(6, 3, 9), w, r, normal(1, 160)]
+    how: dict[str, Any] = {"hidden_size": 20, "activations": ("Sigmoid", name, "Tanh")}
+    if numbers and name not in ("Relu", "Softsign", "Softplus"):
+        how["activation_alpha"] = (0.3,)
+        if name in ("Affine", "ScaledTanh", "HardSigmoid"):
+            how["activation_beta"] = (0.4,)
+    expected = run_ort("onnx::LSTM", o, how, (FLOAT,) * 3, (1, 2))
+    given = {"activation_alpha": None, "activation_beta": None, "direction": "forward", **how}
+    for found, wanted in zip(both("onnx::LSTM", o, complete(given)), expected, strict=True):
+        if name in ARITHMETIC:
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
