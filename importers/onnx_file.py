@@ -395,12 +395,13 @@ def _opsets(imports: Any) -> dict[str, int]:
     opsets = {_text(entry.domain): int(entry.version) for entry in imports}
     if "ai.onnx" in opsets:
         opsets[""] = opsets.pop("ai.onnx")
-    version = opsets.get("")
-    if version is not None and not LEAST_OPSET <= version <= NEWEST_OPSET:
+    for domain, version in opsets.items():
+        if domain and not 0 < version < 2**31:
+            raise UnsupportedError(f"version {version} of domain {domain!r} is not supported")
+    own = opsets.get("")
+    if own is not None and not LEAST_OPSET <= own <= NEWEST_OPSET:
         known = f"{LEAST_OPSET} to {NEWEST_OPSET}"
-        raise UnsupportedError(
-            f"opset {version} is not supported; the installed onnx knows {known}"
-        )
+        raise UnsupportedError(f"opset {own} is not supported; the installed onnx knows {known}")
     return opsets
 
 

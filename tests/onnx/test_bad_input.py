@@ -246,6 +246,11 @@ CHANGED: dict[str, tuple[Callable[[Any], Any], type[RefquantError], str]] = {
         UnsupportedError,
         r"opset 10000 is not supported; .* 7 to \d+",
     ),
+    "a huge version of a domain": (
+        lambda m: m.opset_import.add(domain="com.example", version=2**40),
+        UnsupportedError,
+        f"version {2**40} of domain 'com.example' is not supported",
+    ),
     "no shape": (_rank, UnsupportedError, r"x of unknown rank; give shapes=\{name: \(...\)\}"),
     "no type": (
         lambda m: m.graph.input[0].ClearField("type"),
