@@ -418,6 +418,7 @@ class Schema:
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     types: tuple[frozenset[str], ...]
+    single: tuple[bool, ...]  # of each operand, whether it can neither be absent nor repeat
     attributes: frozenset[str]
     deprecated: bool
 
@@ -438,6 +439,7 @@ def schema_of(op: str, domain: str, opset: int) -> Schema | None:
         (found.min_input, found.max_input),
         (found.min_output, found.max_output),
         tuple(frozenset(formal.types) for formal in found.inputs),
+        tuple(x.option == defs.OpSchema.FormalParameterOption.Single for x in found.inputs),
         frozenset(found.attributes),
         found.deprecated,
     )
