@@ -26,6 +26,9 @@ def check_node(
         raise VerifyError(f"{len(operands)} operands, expected {least} to {most}")
     if len(node.outputs) > schema.outputs[1]:
         raise VerifyError(f"{len(node.outputs)} results, expected up to {schema.outputs[1]}")
+    for i, (name, single) in enumerate(zip(node.inputs, schema.single, strict=False)):
+        if single and not name:
+            raise VerifyError(f"operand {i} is missing")
     for name in schema.required:
         if node.attributes.get(name) is None:
             raise VerifyError(f"attribute {name!r} is missing")

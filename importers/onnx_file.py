@@ -395,12 +395,13 @@ def _opsets(imports: Any) -> dict[str, int]:
     opsets = {_text(entry.domain): int(entry.version) for entry in imports}
     if "ai.onnx" in opsets:
         opsets[""] = opsets.pop("ai.onnx")
-    version = opsets.get("")
-    if version is not None and not LEAST_OPSET <= version <= NEWEST_OPSET:
+    for domain, version in opsets.items():
+        if domain and not 0 < version < 2**31:
+            raise UnsupportedError(f"version {version} of domain {domain!r} is not supported")
+    own = opsets.get("")
+    if own is not None and not LEAST_OPSET <= own <= NEWEST_OPSET:
         known = f"{LEAST_OPSET} to {NEWEST_OPSET}"
-        raise UnsupportedError(
-            f"opset {version} is not supported; the installed onnx knows {known}"
-        )
+        raise UnsupportedError(f"opset {own} is not supported; the installed onnx knows {known}")
     return opsets
 
 
@@ -417,6 +418,7 @@ class Schema:
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     types: tuple[frozenset[str], ...]
+    single: tuple[bool, ...]  # of each operand, whether it can neither be absent nor repeat
     attributes: frozenset[str]
     deprecated: bool
 
@@ -437,6 +439,7 @@ def schema_of(op: str, domain: str, opset: int) -> Schema | None:
         (found.min_input, found.max_input),
         (found.min_output, found.max_output),
         tuple(frozenset(formal.types) for formal in found.inputs),
+        tuple(x.option == defs.OpSchema.FormalParameterOption.Single for x in found.inputs),
         frozenset(found.attributes),
         found.deprecated,
     )

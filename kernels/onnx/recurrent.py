@@ -330,6 +330,9 @@ def infer_of(kind: str) -> Callable[..., tuple[TensorType, ...]]:
         for given in states[:2]:
             if given is not None and given.shape != state:
                 raise VerifyError(f"{kind}: expected a state of {state}, got {given}")
+        for given in states[2:]:
+            if given is not None and given.shape != (directions, 3 * hidden):
+                raise VerifyError(f"{kind}: expected P [{directions}, {3 * hidden}], got {given}")
         ends = 2 if kind == "LSTM" else 1
         return x.with_shape(whole), *([x.with_shape(state)] * ends)
 

@@ -95,7 +95,7 @@ def mutant(known: list[Source], seed: int) -> tuple[Source, str, bytes]:
     # The small ones more often: they take less time.
     weights = np.array([1.0 if len(source.data) < 2**18 else 0.4 for source in known])
     source = known[rng.choice(len(known), p=weights / weights.sum())]
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         other = known[rng.integers(len(known))]
         return source, *damaged_bytes(rng, source, other)
     model = onnx.ModelProto.FromString(source.data)
@@ -145,8 +145,11 @@ NUMBERS += [2**32, 2**40, 2**62, 2**63 - 1, -(2**63), -(2**62)]
 FLOATS = [0.0, -0.0, 1.0, -1.0, 1e-45, 1e30, -1e30, 3e38, float("inf"), float("nan"), 0.5]
 WORDS = ["", "SAME_UPPER", "NOTSET", "linear", "reverse", "Tanh", "nearest", "DCR", "ij,jk->ik"]
 DOMAINS = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft", "own", "unheard.of"]
-OPS = sorted({schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})
-OPS += ["QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "MatMulIntegerToFloat"]
+OPS = {
+    schema.name: (schema.min_input, schema.max_input)
+    for schema in onnx.defs.get_all_schemas()
+    if schema.domain == ""
+}
 
 
 def graphs(holder: Any) -> Iterator[Any]:
@@ -177,18 +180,24 @@ def _node(rng: Any, model: Any) -> Any:
     return pick(rng, _graph(rng, model).node) or onnx.NodeProto()
 
 
-def _names(graph: Any) -> list[str]:
-    names = [name for node in graph.node for name in (*node.input, *node.output)]
-    return [*names, "", "nowhere", "line\nbreak"]
+def _names(rng: Any, graph: Any, before: int) -> list[str]:
+    """Return names to choose from: of the first nodes, seldom of all nodes or of none."""
+    chance = rng.random()
+    if chance < 0.05:
+        return ["", "nowhere", "line\nbreak"]
+    nodes = graph.node if chance < 0.15 else graph.node[: before + 1]
+    names = [name for node in nodes for name in node.input]
+    return [*names, *(name for node in nodes[:-1] for name in node.output)]
 
 
 def _operands(rng: Any, model: Any) -> None:
     graph = _graph(rng, model)
-    node = pick(rng, graph.node) or onnx.NodeProto()
-    inputs = node.input if rng.random() < 0.8 else node.output
+    place = int(rng.integers(max(len(graph.node), 1)))
+    node = graph.node[place] if graph.node else onnx.NodeProto()
+    inputs = node.input if rng.random() < 0.95 else node.output
     kind = rng.integers(6)
     if kind == 0 or not inputs:
-        inputs.append(pick(rng, _names(graph)))
+        inputs.append(pick(rng, _names(rng, graph, place)) or "")
     elif kind == 1:
         del inputs[rng.integers(len(inputs))]
     elif kind == 2:
@@ -198,7 +207,7 @@ def _operands(rng: Any, model: Any) -> None:
         del inputs[:]
         inputs.extend(map(str, order))
     else:
-        inputs[rng.integers(len(inputs))] = pick(rng, _names(graph))
+        inputs[rng.integers(len(inputs))] = pick(rng, _names(rng, graph, place)) or ""
 
 
 def _nodes(rng: Any, model: Any) -> None:
@@ -211,6 +220,7 @@ def _nodes(rng: Any, model: Any) -> None:
         del nodes[i]
     elif kind == 1:
         nodes.append(nodes[i])
+        nodes[-1].output[:] = [f"{name}.again" for name in nodes[-1].output]
     else:
         copy = onnx.NodeProto()
         copy.CopyFrom(nodes[i])
@@ -221,7 +231,11 @@ def _nodes(rng: Any, model: Any) -> None:
 def _operator(rng: Any, model: Any) -> None:
     node = _node(rng, model)
     if rng.random() < 0.8:
-        node.op_type = pick(rng, OPS)
+        count = len(node.input)
+        fitting = [name for name, (least, most) in OPS.items() if least <= count <= most]
+        node.op_type = pick(rng, fitting if rng.random() < 0.9 else OPS)
+        if rng.random() < 0.5:
+            del node.attribute[:]
     else:
         node.domain = pick(rng, DOMAINS)
 
@@ -256,7 +270,7 @@ def _attribute(rng: Any, model: Any) -> None:
 
 
 def _value(rng: Any, attribute: Any) -> None:
-    number = int(pick(rng, NUMBERS))
+    number = int(pick(rng, NUMBERS[:9] if rng.random() < 0.6 else NUMBERS))
     attribute.i, attribute.f = number, pick(rng, FLOATS)
     if attribute.type == attribute.STRING:
         attribute.s = pick(rng, WORDS).encode() + (b"\xff" if rng.random() < 0.1 else b"")
@@ -324,7 +338,7 @@ def _ends(rng: Any, model: Any) -> None:
     elif kind == 1:
         ends.add().CopyFrom(end)
     elif kind == 2:
-        end.name = pick(rng, _names(graph))
+        end.name = pick(rng, _names(rng, graph, len(graph.node))) or ""
     elif kind == 3:
         tensor.elem_type = int(rng.integers(30))
     elif kind == 4:

@@ -246,6 +246,11 @@ CHANGED: dict[str, tuple[Callable[[Any], Any], type[RefquantError], str]] = {
         UnsupportedError,
         r"opset 10000 is not supported; .* 7 to \d+",
     ),
+    "a huge version of a domain": (
+        lambda m: m.opset_import.add(domain="com.example", version=2**40),
+        UnsupportedError,
+        f"version {2**40} of domain 'com.example' is not supported",
+    ),
     "no shape": (_rank, UnsupportedError, r"x of unknown rank; give shapes=\{name: \(...\)\}"),
     "no type": (
         lambda m: m.graph.input[0].ClearField("type"),
@@ -406,7 +411,9 @@ QUANTIZED: dict[str, str] = {
     "y = com.microsoft.QLinearAdd (q, s, z, q, s, z, s, zz)": "c_zero_point must hold one element",
     "y = com.microsoft.QGemm (q, s, , m, s, z)": "operand a_zero_point is missing",
     "y = com.microsoft.QGemm <alpha = [1.0]> (q, s, z, m, s, z)": "alpha: expected float",
-    "y = QLinearConv (q, s, , k, s, z, s, z)": "operand x_zero_point is missing",
+    "y = QLinearConv (q, s, , k, s, z, s, z)": "operand 2 is missing",
+    "y = LSTM <hidden_size = 1> (f, l, r, , , , , f)": r"expected P \[1, 3\], got",
+    "y = Add ( , f)": "operand 0 is missing",
     "y = QLinearConv <strides = [9223372036854775807]> (p, s, z, k, s, z, s, z)": "strides must",
     f"y = QLinearConv <pads = [{2**40}, 0]> (p, s, z, k, s, z, s, z)": "pads must be <=",
     f"y = QLinearConv <pads = [{2**31}, 0], strides = [{2**31}]> (p, s, z, k, s, z, s, z)": "map",
@@ -418,6 +425,6 @@ QUANTIZED: dict[str, str] = {
 @pytest.mark.parametrize("nodes", QUANTIZED)
 def test_operands_of_layers(nodes: str) -> None:
     inputs = "uint8[2, 3] q, uint8[3, 2] m, uint8[1, 1, 3] p, uint8[1, 1, 2] k, "
-    inputs += "float[1, 1, 3] f, float[1, 1, 2] g"
+    inputs += "float[1, 1, 3] f, float[1, 1, 2] g, float[1, 4, 3] l, float[1, 4, 1] r"
     message = refused(body(Q + nodes, inputs), RefquantError, QUANTIZED[nodes])
     assert message.startswith("node y (")
