@@ -45,7 +45,7 @@ from refquant.ir.types import Dim, Size, TensorType
 
 # Nodes, calls and turns of loops that a model may have beyond the nodes in its file: the file's
 # size bounds the rest of the work.
-MOST_UNROLLED = 50_000
+MOST_UNROLLED = 30_000
 # What a malformed node makes a rule or a kernel raise.
 _MISUSE = (
     *(TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RuntimeError),
