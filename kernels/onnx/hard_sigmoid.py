@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from refquant.ir.errors import VerifyError
-from refquant.ir.op import Case
+from refquant.ir.op import EVERY_ENGINE, Case
 from refquant.ir.qtensor import Array
 from refquant.ir.types import TensorType
+from refquant.kernels.jit import jit
+from refquant.kernels.layout import flat
 from refquant.kernels.onnx.operator import operator
 
 
@@ -40,6 +46,44 @@ def hard_sigmoid(X: Array, *, alpha: float, beta: float) -> Array:  # noqa: N803
     return np.asarray(np.maximum(np.minimum(X * slope + offset, one), zero))
 
 
+@jit
+def _fill(x: Any, slope: np.float32, offset: np.float32, y: Any) -> None:
+    one, zero = np.float32(1), np.float32(0)
+    for i in range(x.size):
+        value = np.float32(np.float32(x[i] * slope) + offset)
+        value = one if value > one else value  # comparisons leave NaN as it is
+        y[i] = zero if value < zero else value
+
+
+@jit
+def _fill_swish(x: Any, slope: np.float32, offset: np.float32, y: Any) -> None:
+    one, zero = np.float32(1), np.float32(0)
+    for i in range(x.size):
+        value = np.float32(np.float32(x[i] * slope) + offset)
+        value = one if value > one else value
+        y[i] = x[i] * (zero if value < zero else value)
+
+
+def kernel_hard_sigmoid(X: Array, *, alpha: float, beta: float) -> Array:  # noqa: N803
+    """Compute :func:`hard_sigmoid` in one pass."""
+    if X.dtype != np.float32:
+        return hard_sigmoid(X, alpha=alpha, beta=beta)
+    return _compiled(_fill, X, alpha, beta)
+
+
+def kernel_hard_swish(X: Array) -> Array:  # noqa: N803
+    """Compute :func:`hard_swish` in one pass."""
+    return hard_swish(X) if X.dtype != np.float32 else _compiled(_fill_swish, X, 1 / 6, 0.5)
+
+
+def _compiled(fill: Callable[..., None], x: Array, alpha: float, beta: float) -> Array:
+    """Fill a result that lies in memory as the operand does."""
+    elements, into, y = flat(x, np.float32)
+    with np.errstate(all="ignore"):  # of the loops as plain Python
+        fill(elements, np.float32(alpha), np.float32(beta), into)
+    return y
+
+
 def infer_hard_sigmoid(x: TensorType, *, alpha: float, beta: float) -> TensorType:
     """Check the type."""
     return infer_hard_swish(x)
@@ -68,7 +112,8 @@ def hard_swish(X: Array) -> Array:  # noqa: N803
     >>> hard_swish(np.float32([-4, 0, 4]))
     array([-0.,  0.,  4.], dtype=float32)
     """
-    return np.asarray(X * hard_sigmoid(X, alpha=1 / 6, beta=0.5))
+    with np.errstate(invalid="ignore"):  # minus infinity times 0
+        return np.asarray(X * hard_sigmoid(X, alpha=1 / 6, beta=0.5))
 
 
 def infer_hard_swish(x: TensorType) -> TensorType:
@@ -79,18 +124,28 @@ def infer_hard_swish(x: TensorType) -> TensorType:
 
 
 _X = np.array([-2, 0, 2], np.float32)
+_AWKWARD = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0], np.float32)
+_HALF = {"alpha": 0.25, "beta": 0.5}
 
 OPS = (
-    operator(
-        "HardSigmoid",
-        hard_sigmoid,
-        infer_hard_sigmoid,
-        Case("ramp", (_X,), {"alpha": 0.25, "beta": 0.25}, [0, 0.25, 0.75], "limited below"),
+    replace(
+        operator(
+            "HardSigmoid",
+            hard_sigmoid,
+            infer_hard_sigmoid,
+            Case("ramp", (_X,), {"alpha": 0.25, "beta": 0.25}, [0, 0.25, 0.75], "limited below"),
+            Case("awkward", (_AWKWARD,), _HALF, [np.nan, 1, 0, 0.5, 0.5], "NaN stays"),
+        ),
+        kernels=dict.fromkeys(EVERY_ENGINE, kernel_hard_sigmoid),
     ),
-    operator(
-        "HardSwish",
-        hard_swish,
-        infer_hard_swish,
-        Case("ends", (_X * 2,), {}, [0, 0, 4], "0 below -3, the identity above 3"),
+    replace(
+        operator(
+            "HardSwish",
+            hard_swish,
+            infer_hard_swish,
+            Case("ends", (_X * 2,), {}, [0, 0, 4], "0 below -3, the identity above 3"),
+            Case("awkward", (_AWKWARD,), {}, [np.nan, np.inf, np.nan, 0, 0], "-inf times 0"),
+        ),
+        kernels=dict.fromkeys(EVERY_ENGINE, kernel_hard_swish),
     ),
 )
