@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from digits import DATA, WAYS, quantized
+from quantized_digits import DATA, WAYS, quantized
 
 CONTROL = """
 <ir_version: 10, opset_import: ["" : 18, "own" : 1]>

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from digits import Way, images, quantized
 from onnx import TensorProto, helper, numpy_helper
+from quantized_digits import Way, images, quantized
 
 import refquant
 from refquant import VerifyError, onnx_backend

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from digits import DATA, NETWORKS, WAYS, Way, images, quantized
+from quantized_digits import DATA, NETWORKS, WAYS, Way, images, quantized
 from runtime import run
 
 from refquant.importers import from_onnx

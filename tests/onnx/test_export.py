@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from digits import DATA, Way, images, quantized
 from onnx.reference import ReferenceEvaluator
+from quantized_digits import DATA, Way, images, quantized
 from runtime import run
 from torch import nn
 from torch.ao.quantization import (
