@@ -378,6 +378,27 @@ class Selections(nn.Module):
         return torch.cat([top, torch.cumsum(torch.tril(rest[:, :3]), 1), rest.rsqrt().square()], 1)
 
 
+def test_a_length_that_is_a_multiple_of_the_batch() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Parameter(torch.arange(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both = torch.cat([x, x])
+            return both + self.row.expand(both.shape[0], -1)
+
+    x = torch.rand(4, 3)
+    model = Twice().eval()
+    graph = from_fx(model, (x,))
+    assert str(graph.outputs[0].type) == "float32[2*N, 3]"
+    written, _ = onnx_model(graph)
+    for batch in (4, 3):
+        with torch.no_grad():
+            expected = model(x[:batch]).numpy()
+        np.testing.assert_array_equal(run(written, x[:batch].numpy())[0], expected)
+
+
 def test_operations_on_axes() -> None:
     torch.manual_seed(5)
     x = torch.rand(4, 8, 6) + 1

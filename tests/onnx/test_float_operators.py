@@ -102,6 +102,27 @@ def test_convolution(geometry: tuple[int, ...]) -> None:
     equal(model("Conv", x, constants, ["x", "w", "b"], **how, group=groups), x)
 
 
+@pytest.mark.parametrize("pads", [[0, 1, 2, 1], [2, 0, 0, 3], [1, 1, 0, 0]])
+def test_convolution_padded_unequally(pads: list[int]) -> None:
+    x, w = draw(2, 3, 9, 8), draw(5, 3, 3, 2)
+    equal(model("Conv", x, {"w": w}, ["x", "w"], pads=pads), x)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 7), (3, 3), (5, 13), (2, 1)])
+def test_global_average(size: tuple[int, int]) -> None:
+    x = draw(40, 2, *size)
+    equal(model("GlobalAveragePool", x, {}, ["x"]), x)
+
+
+# kernel, stride, padding, count_include_pad
+@pytest.mark.parametrize("window", [(3, 2, 1, 0), (2, 2, 0, 0), (3, 1, 1, 1), (5, 3, 2, 0)])
+def test_average(window: tuple[int, int, int, int]) -> None:
+    kernel, stride, padding, counts = window
+    x = draw(2, 3, 19, 21)
+    how = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+    equal(model("AveragePool", x, {}, ["x"], **how, count_include_pad=counts), x)
+
+
 def test_another_order_gives_other_bits() -> None:
     x, w = draw(5, 600), draw(600, 20)
     made = model("MatMul", x, {"w": w}, ["x", "w"])
