@@ -25,6 +25,7 @@ def test_a_node() -> None:
 
 def test_a_node_of_an_older_opset_and_a_tensor_of_protobuf() -> None:
     node = helper.make_node("Softmax", ["x"], ["y"], axis=0)
+    # Shares are rounded one by one, so that their sum is 1 to a few units in the last place.
     (flat,) = onnx_backend.run_node(node, [numpy_helper.from_array(X)], opset=11)
     np.testing.assert_allclose(flat.sum(), 1, rtol=1e-6)  # all axes from the first on are one
     (columns,) = onnx_backend.run_node(node, [X], opset=13)

@@ -29,6 +29,7 @@ def test_quantized_by_onnxruntime(way: Way, tmp_path: Path) -> None:
 def test_the_float_networks(network: str) -> None:
     model = DATA / f"digits_{network}.onnx"
     (expected,) = run(model, TEST)
+    # Under engine onnx float products are summed in NumPy's order.
     np.testing.assert_allclose(from_onnx(model)(TEST), expected, rtol=1e-4, atol=1e-5)
 
 

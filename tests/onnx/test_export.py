@@ -307,6 +307,7 @@ def test_layers_of_other_kinds(form: Any) -> None:
     prepared(x)
     graph = from_fx(convert_fx(prepared), (x,))
     model, _ = onnx_model(graph, form)
+    # Layers between conversions may move an activation by a step, whose softmax moves by less.
     np.testing.assert_allclose(run(model, x.numpy())[0], graph(x.numpy()), atol=0.05)
 
 
@@ -321,6 +322,7 @@ def test_dynamic_linears(form: Any) -> None:
     assert all("ONNX takes all 8 bits" in promise.why for promise in contract)
     with torch.no_grad():
         real = model(x).numpy()
+    # Both quantize their inputs, to 8 and to 7 bits: they are near the float layer, not equal.
     for found in (run(written, x.numpy())[0], graph(x.numpy())):
         np.testing.assert_allclose(found, real, atol=0.05)
 
@@ -408,6 +410,7 @@ def test_operations_on_axes() -> None:
     for batch in (4, 2):
         with torch.no_grad():
             expected = model(x[:batch]).numpy()
+        # Norms, softmax and sums in another order than torch's.
         np.testing.assert_allclose(run(written, x[:batch].numpy())[0], expected, atol=2e-5)
 
 

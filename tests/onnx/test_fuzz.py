@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("onnxruntime", reason="onnxruntime quantizes the models that are damaged")
-
 from fuzz import failure, run
 from mutants import mutant, sources
 

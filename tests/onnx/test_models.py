@@ -118,6 +118,7 @@ def compare(got: Any, wanted: Any) -> None:
     if got.dtype.kind != "f":
         np.testing.assert_array_equal(got, wanted)
         return
+    # Layers such as norms are summed in another order than onnxruntime's.
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 

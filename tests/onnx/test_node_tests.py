@@ -71,6 +71,7 @@ def check(got: Any, want: Any, case: TestCase) -> None:
     if want.dtype.kind != "f" or QUANTIZATION.match(case.name):
         np.testing.assert_array_equal(got, want)
     else:
+        # The tolerance is the test's own, as its author set it.
         np.testing.assert_allclose(got, want, rtol=case.rtol, atol=case.atol)
 
 

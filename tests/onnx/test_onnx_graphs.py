@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-
-pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
-
 from onnx import helper, numpy_helper
 from onnx_oracle import session
 

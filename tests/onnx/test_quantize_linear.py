@@ -7,9 +7,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-
-pytest.importorskip("onnxruntime", reason="the oracle is onnxruntime")
-
 from onnx import TensorProto
 from onnx_oracle import run_ort, run_reference
 
