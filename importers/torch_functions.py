@@ -11,6 +11,7 @@ from refquant.importers import torch_quantized as q
 from refquant.importers import torch_tensors as t
 from refquant.importers.builder import Rule
 from refquant.importers.rules import unary
+from refquant.importers.torch_decomposed import DECOMPOSED
 from refquant.ir.types import TORCH_DTYPES
 
 _UNARY = (
@@ -223,7 +224,7 @@ FUNCTIONS: dict[str, Rule] = {
     **{f"torch.nn.functional.{name}": rule for name, rule in _FUNCTIONS.items()},
     **{f"operator.{name}": rule for name, rule in _OPERATORS.items()},
     **{f"torch.ops.quantized.{name}": rule for name, rule in q.QUANTIZED.items()},
-    **{f"torch.ops.quantized_decomposed.{name}": rule for name, rule in q.DECOMPOSED.items()},
+    **{f"torch.ops.quantized_decomposed.{name}": rule for name, rule in DECOMPOSED.items()},
     "builtins.getattr": t.get_attribute,
     "builtins.tuple": lambda b, parts: tuple(parts),
     "torchvision.ops.stochastic_depth.stochastic_depth": f.stochastic_depth,
